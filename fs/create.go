@@ -1,0 +1,261 @@
+package fs
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kmsfs/kmsfs/names"
+	"github.com/kmsfs/kmsfs/volume"
+)
+
+// makeEntry makes the entry name in the directory parent with make, gives it to the caller and answers with it. The side
+// links of a long name are there before the entry, and go again if it could not be made.
+func (f *FS) makeEntry(in *fuse.InHeader, name string, mode uint32, out *fuse.EntryOut,
+	make func(d *dir, disk string) error) fuse.Status {
+	f.renames.RLock()
+	defer f.renames.RUnlock()
+	err := f.inDir(f.nodes.get(in.NodeId), name, func(d *dir, e names.Entry) error {
+		if err := f.addSideLinks(d, e); err != nil {
+			return err
+		}
+		if err := make(d, e.Disk); err != nil {
+			f.dropSideLinks(d, e)
+			return err
+		}
+		if err := f.giveTo(in.Caller, d.fd, e.Disk, mode); err != nil {
+			f.undo(d, e, mode)
+			return err
+		}
+		return f.found(d, e, name, out)
+	})
+	return status(err)
+}
+
+// undo removes an entry that could not be finished.
+func (f *FS) undo(d *dir, e names.Entry, mode uint32) {
+	flags := 0
+	if mode&unix.S_IFMT == unix.S_IFDIR {
+		flags = unix.AT_REMOVEDIR
+		_ = f.removeDirID(d.fd, e.Disk)
+	}
+	_ = unix.Unlinkat(d.fd, e.Disk, flags)
+	f.dropSideLinks(d, e)
+}
+
+// giveTo makes the caller the owner of a new entry, as if the caller had made it: the process keeps its own identity throughout. The
+// group stays if the directory hands down its own (set-group-ID), which the backing file system has done already.
+// Changing the owner clears set-ID bits, so the mode is set again.
+func (f *FS) giveTo(c fuse.Caller, fd int, disk string, mode uint32) error {
+	if !f.chown {
+		return nil
+	}
+	var st, parent unix.Stat_t
+	if err := unix.Fstatat(fd, disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if err := unix.Fstat(fd, &parent); err != nil {
+		return err
+	}
+	gid := c.Gid
+	if parent.Mode&unix.S_ISGID != 0 {
+		gid = st.Gid
+	}
+	if st.Uid == c.Uid && st.Gid == gid {
+		return nil
+	}
+	if err := unix.Fchownat(fd, disk, int(c.Uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Mode&unix.S_IFMT != unix.S_IFLNK && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		return chmodat(fd, disk, st.Mode&07777)
+	}
+	return nil
+}
+
+// mode is the mode of a new entry: the caller's umask counts only where the directory has no default ACL, which takes its place.
+func (f *FS) mode(parent uint64, mode, umask uint32) uint32 {
+	if umask != 0 && f.inherits(f.nodes.get(parent)) {
+		return mode
+	}
+	return mode &^ umask
+}
+
+// Values of dir.acl.
+const (
+	aclUnknown = iota
+	aclNone
+	aclDefault
+)
+
+// inherits reports whether entries made in n get their permissions from a default ACL.
+func (f *FS) inherits(n *node) bool {
+	d, err := f.dir(n)
+	if err != nil {
+		return false // the request itself will tell
+	}
+	defer f.dirs.release(d)
+	if known := d.acl.Load(); known != aclUnknown {
+		return known == aclDefault
+	}
+	known := int32(aclNone)
+	if size, err := unix.Lgetxattr(procPath(d.fd, "."), aclDefaultName, nil); err == nil && size > 0 {
+		known = aclDefault
+	}
+	d.acl.Store(known)
+	return known == aclDefault
+}
+
+// Mkdir implements [fuse.RawFileSystem]. The directory's ID is in it before the kernel hears of the directory.
+func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	mode := f.mode(in.NodeId, in.Mode, in.Umask)
+	return f.makeEntry(&in.InHeader, name, mode|unix.S_IFDIR, out, func(d *dir, disk string) error {
+		if err := unix.Mkdirat(d.fd, disk, mode); err != nil {
+			return err
+		}
+		if f.plain {
+			return nil
+		}
+		err := f.newDirID(d.fd, disk)
+		if err != nil {
+			_ = f.removeDirID(d.fd, disk)
+			_ = unix.Unlinkat(d.fd, disk, unix.AT_REMOVEDIR)
+		}
+		return err
+	})
+}
+
+// newDirID gives a directory that was just made its ID.
+func (f *FS) newDirID(parent int, disk string) error {
+	fd, err := unix.Openat(parent, disk, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return f.writeDirID(fd, names.NewDirID(), names.DirLink, names.DirLinkCopy)
+}
+
+// Mknod implements [fuse.RawFileSystem]: FIFOs, sockets, devices, and regular files.
+func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	mode := f.mode(in.NodeId, in.Mode&^unix.S_IFMT, in.Umask) | in.Mode&unix.S_IFMT
+	return f.makeEntry(&in.InHeader, name, mode, out, func(d *dir, disk string) error {
+		return unix.Mknodat(d.fd, disk, mode, int(in.Rdev))
+	})
+}
+
+// Symlink implements [fuse.RawFileSystem].
+func (f *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	sealed, err := f.names.SealTarget(target)
+	if err != nil {
+		return status(err)
+	}
+	disk := sealed.Disk
+	if sealed.Long() {
+		if disk, err = f.putLongTarget(sealed.Blob); err != nil {
+			return status(err)
+		}
+	}
+	s := f.makeEntry(in, name, unix.S_IFLNK, out, func(d *dir, entry string) error {
+		return unix.Symlinkat(disk, d.fd, entry)
+	})
+	if s != fuse.OK && sealed.Long() {
+		f.dropLongTarget(disk)
+	}
+	return s
+}
+
+// Readlink implements [fuse.RawFileSystem].
+func (f *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	disk, err := f.readlink(n)
+	if err != nil {
+		return nil, status(err)
+	}
+	var target string
+	if id, ok := names.ParseLongTarget(disk); ok {
+		var blob []byte
+		if blob, err = f.longTarget(id); err == nil {
+			target, err = f.names.OpenLongTarget(blob)
+		}
+	} else {
+		target, err = f.names.OpenTarget(disk)
+	}
+	if err != nil {
+		return nil, f.fail(n, "read the target of", err)
+	}
+	return []byte(target), fuse.OK
+}
+
+// readlink reads the stored target of a symbolic link.
+func (f *FS) readlink(n *node) (string, error) {
+	var disk string
+	err := f.at(n, func(d *dir, e names.Entry) (err error) {
+		disk, err = readlinkat(d.fd, e.Disk)
+		return err
+	})
+	return disk, err
+}
+
+// Long targets of symbolic links are files of their own in the volume's directory, docs/format.md section 8.
+
+func longTargetPath(id [16]byte) string { return volume.LinksDir + "/" + hex.EncodeToString(id[:]) }
+
+// putLongTarget stores a sealed target durably and returns the target of the link that stands for it.
+func (f *FS) putLongTarget(blob []byte) (disk string, err error) {
+	var id [16]byte
+	rand.Read(id[:])
+	path := longTargetPath(id)
+	fd, err := unix.Openat(f.vol.MetaFd(), path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return "", err
+	}
+	_, err = backing{fd}.WriteAt(blob, 0)
+	err = errors.Join(err, unix.Fsync(fd), unix.Close(fd))
+	if err != nil {
+		_ = unix.Unlinkat(f.vol.MetaFd(), path, 0)
+	}
+	return names.LongTarget(id), err
+}
+
+func (f *FS) longTarget(id [16]byte) ([]byte, error) {
+	fd, err := unix.Openat(f.vol.MetaFd(), longTargetPath(id), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("long target: %w", unix.EIO)
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 2*unix.PathMax)
+	n, err := unix.Pread(fd, buf, 0)
+	return buf[:max(n, 0)], err
+}
+
+// longTargetSize is the plaintext length of a link in the long form, 0 if that cannot be told.
+func (f *FS) longTargetSize(disk func() (string, error)) int64 {
+	target, err := disk()
+	if err != nil {
+		return 0
+	}
+	id, ok := names.ParseLongTarget(target)
+	if !ok {
+		return 0
+	}
+	var st unix.Stat_t
+	if unix.Fstatat(f.vol.MetaFd(), longTargetPath(id), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return 0
+	}
+	return st.Size - names.TargetOverhead
+}
+
+// dropLongTarget removes what a link in the long form stands for; any other target is left alone.
+func (f *FS) dropLongTarget(disk string) {
+	if id, ok := names.ParseLongTarget(disk); ok {
+		_ = unix.Unlinkat(f.vol.MetaFd(), longTargetPath(id), 0)
+	}
+}

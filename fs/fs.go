@@ -1,0 +1,195 @@
+// Package fs serves a volume as a FUSE tree of plaintext.
+//
+// It speaks go-fuse's raw protocol: every request names an inode by a number that this package gave out. The tree of known
+// inodes is in [table]; directories are held open and addressed with *at calls that never follow a symbolic link ([dirs]); the
+// content of an open file is a [blockcrypt.File] over its one descriptor ([node.open]).
+//
+// The mount is the volume's only writer (its lock says so), so the kernel may keep attributes, entries, absent entries, symbolic
+// links, directory listings and data for as long as it likes.
+//
+// Lock order: FS.renames, then node.mu, then table.mu or dirs.mu. No lock of table or dirs is held over a system call.
+package fs
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/names"
+	"github.com/kmsfs/kmsfs/volume"
+)
+
+const (
+	// maxRequest is the size of the largest read or write, in bytes; the kernel allows no more by default.
+	maxRequest = 1 << 20
+	// maxBackground is how many asynchronous requests (read-ahead, direct I/O) the kernel keeps in flight.
+	maxBackground = 64
+	// lifetime is how long the kernel may keep attributes and entries: the mount is the only writer.
+	lifetime = 24 * time.Hour
+)
+
+// Config says what to serve and how. The zero value of all fields but Volume is useful.
+type Config struct {
+	Volume     *volume.Volume // unlocked and locked
+	AllowOther bool           // let users other than the one who mounts in; the kernel checks permissions
+	ReadOnly   bool           // refuse every change
+	Options    []string       // mount options as the kernel spells them, such as "suid" or "noexec"; nosuid,nodev is the default
+	Logger     *slog.Logger   // default: slog.Default()
+}
+
+// A Server is a mounted volume.
+type Server struct {
+	fs  *FS
+	srv *fuse.Server
+}
+
+// FS answers the kernel's requests; it implements [fuse.RawFileSystem].
+type FS struct {
+	fuse.RawFileSystem // answers what is not implemented here with ENOSYS
+
+	vol      *volume.Volume
+	names    *names.Keys
+	plain    bool // names are stored as they are
+	layout   blockcrypt.Layout
+	readOnly bool
+	chown    bool // new entries can be given to their caller
+	log      *slog.Logger
+
+	nodes   table
+	dirs    dirs
+	handles handles
+
+	// renames keeps paths still while a request resolves one: held for reading by whatever turns an inode into a
+	// directory and a name, for writing by rename.
+	renames sync.RWMutex
+}
+
+// Mount mounts the volume at mountpoint and starts to serve it; it returns when the kernel has the mount.
+func Mount(mountpoint string, c Config) (*Server, error) {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	layout, err := c.Volume.Layout()
+	if err != nil {
+		return nil, err
+	}
+	// Modes come from the kernel with the caller's umask beside them, see FS.mode.
+	unix.Umask(0)
+	f := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		vol:           c.Volume,
+		names:         c.Volume.Names(),
+		plain:         c.Volume.Header().PlaintextNames,
+		layout:        layout,
+		readOnly:      c.ReadOnly,
+		chown:         os.Geteuid() == 0,
+		log:           c.Logger,
+	}
+	f.handles.open = make(map[uint64]*dirHandle)
+	if err := f.openRoot(); err != nil {
+		return nil, err
+	}
+	opts := &fuse.MountOptions{
+		AllowOther:               c.AllowOther,
+		Options:                  append([]string{"default_permissions"}, c.Options...),
+		MaxBackground:            maxBackground,
+		MaxWrite:                 maxRequest,
+		FsName:                   c.Volume.Dir(),
+		Name:                     "kmsfs",
+		DirectMount:              true,
+		EnableSymlinkCaching:     true,
+		ExplicitDataCacheControl: true,
+		EnableAcl:                true,
+		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
+		PanicHandler:             f.panicked,
+		Logger:                   log.New(logWriter{c.Logger}, "", 0),
+	}
+	if c.ReadOnly {
+		opts.Options = append(opts.Options, "ro")
+		opts.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
+	}
+	srv, err := fuse.NewServer(f, mountpoint, opts)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
+	}
+	go srv.Serve()
+	if err := srv.WaitMount(); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
+	}
+	f.readAhead(mountpoint)
+	return &Server{f, srv}, nil
+}
+
+// Wait returns when the volume is no longer mounted and every request has been answered.
+func (s *Server) Wait() {
+	s.srv.Wait()
+	s.fs.close()
+}
+
+// Unmount takes the mount away; it fails while the mount is in use.
+func (s *Server) Unmount() error { return s.srv.Unmount() }
+
+// close gives back what is still open: nothing, unless the connection was cut.
+func (f *FS) close() {
+	f.nodes.each(func(n *node) { f.forceClose(n) })
+	f.dirs.closeAll()
+}
+
+// String names the file system in go-fuse's messages.
+func (f *FS) String() string { return "kmsfs" }
+
+// readAhead asks the kernel to read ahead a whole request at a time: its default is an eighth of that. It needs root; without, reads
+// are merely smaller.
+func (f *FS) readAhead(mountpoint string) {
+	var st unix.Stat_t
+	if unix.Stat(mountpoint, &st) != nil {
+		return
+	}
+	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	_ = os.WriteFile(path, []byte(fmt.Sprint(maxRequest>>10)), 0)
+}
+
+// panicked turns a bug of ours into one failed request.
+func (f *FS) panicked(v any) fuse.Status {
+	f.log.Error("internal error: panic in a request", "panic", v, "stack", stack())
+	return fuse.EIO
+}
+
+// logWriter hands go-fuse's own messages to the log.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	w.log.Warn("fuse: " + strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// interrupt is a context that ends when the kernel interrupts the request whose channel it is.
+type interrupt <-chan struct{}
+
+// Deadline implements [context.Context].
+func (interrupt) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// Done implements [context.Context].
+func (c interrupt) Done() <-chan struct{} { return c }
+
+// Err implements [context.Context].
+func (c interrupt) Err() error {
+	select {
+	case <-c:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
+
+// Value implements [context.Context].
+func (interrupt) Value(any) any { return nil }

@@ -1,0 +1,211 @@
+package fs
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kmsfs/kmsfs/names"
+)
+
+// Link implements [fuse.RawFileSystem].
+func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	n := f.nodes.get(in.Oldnodeid)
+	parent := f.nodes.get(in.NodeId)
+	if n == nil || parent == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	f.renames.RLock()
+	defer f.renames.RUnlock()
+	err := f.inDir(parent, name, func(d *dir, e names.Entry) error {
+		if err := f.addSideLinks(d, e); err != nil {
+			return err
+		}
+		if err := f.linkNode(n, d, e.Disk); err != nil {
+			f.dropSideLinks(d, e)
+			return err
+		}
+		return f.found(d, e, name, out)
+	})
+	return status(err)
+}
+
+// linkNode gives n the stored name disk in d. An open file is linked through its descriptor: it may have no name yet (O_TMPFILE).
+func (f *FS) linkNode(n *node, d *dir, disk string) error {
+	open, err := f.withOpen(n, func(o *openFile) error {
+		return unix.Linkat(unix.AT_FDCWD, procPath(o.fd, ""), d.fd, disk, unix.AT_SYMLINK_FOLLOW)
+	})
+	if open {
+		if err == nil {
+			f.nodes.revive(n)
+		}
+		return err
+	}
+	at, ok := f.nodes.where(n)
+	if !ok {
+		return unix.ESTALE
+	}
+	return f.inDir(at.parent, at.name, func(old *dir, e names.Entry) error {
+		return unix.Linkat(old.fd, e.Disk, d.fd, disk, 0)
+	})
+}
+
+// Unlink implements [fuse.RawFileSystem].
+func (f *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	f.renames.RLock()
+	defer f.renames.RUnlock()
+	return status(f.inDir(f.nodes.get(in.NodeId), name, func(d *dir, e names.Entry) error {
+		n, last, err := f.removing(d, e.Disk, func(st *unix.Stat_t) error {
+			long := ""
+			if st.Mode&unix.S_IFMT == unix.S_IFLNK && st.Nlink == 1 {
+				long, _ = readlinkat(d.fd, e.Disk)
+			}
+			if err := unix.Unlinkat(d.fd, e.Disk, 0); err != nil {
+				return err
+			}
+			f.dropLongTarget(long)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		f.dropSideLinks(d, e)
+		if n != nil {
+			f.nodes.unlinked(n, link{d.node, name}, last)
+		}
+		return nil
+	}))
+}
+
+// removing runs remove, which takes the entry disk out of d, and returns the node of the entry (nil if the kernel does not
+// know it) and whether that was its last name. The node stays locked meanwhile, so that of two
+// requests that remove the last two names one sees the last.
+func (f *FS) removing(d *dir, disk string, remove func(st *unix.Stat_t) error) (n *node, last bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(d.fd, disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, false, err
+	}
+	n = f.nodes.find(inodeOf(&st))
+	if n == nil {
+		return nil, false, remove(&st)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := unix.Fstatat(d.fd, disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, false, err
+	}
+	return n, st.Nlink == 1 || n.kind == unix.S_IFDIR, remove(&st)
+}
+
+// Rmdir implements [fuse.RawFileSystem].
+func (f *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	f.renames.RLock()
+	defer f.renames.RUnlock()
+	return status(f.inDir(f.nodes.get(in.NodeId), name, func(d *dir, e names.Entry) error {
+		var st unix.Stat_t
+		if err := unix.Fstatat(d.fd, e.Disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		if err := f.emptied(d.fd, e.Disk, func() error { return unix.Unlinkat(d.fd, e.Disk, unix.AT_REMOVEDIR) }); err != nil {
+			return err
+		}
+		f.dropSideLinks(d, e)
+		if n := f.nodes.find(inodeOf(&st)); n != nil {
+			f.dirs.remove(n)
+			f.nodes.unlinked(n, link{d.node, name}, true)
+		}
+		return nil
+	}))
+}
+
+// emptied takes the side links out of the directory disk, if nothing else is in it, and runs remove, which needs it empty; if that
+// fails, the directory's ID is put back. The kernel keeps others out of the directory meanwhile.
+func (f *FS) emptied(parent int, disk string, remove func() error) error {
+	if f.plain {
+		return remove()
+	}
+	fd, err := unix.Openat(parent, disk, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var side []string
+	err = readNames(fd, func(name string) error {
+		if !names.IsSide(name) {
+			return unix.ENOTEMPTY
+		}
+		side = append(side, name)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	id, idErr := f.directoryID(fd)
+	for _, name := range side {
+		if err := unix.Unlinkat(fd, name, 0); err != nil && err != unix.ENOENT {
+			return err
+		}
+	}
+	if idErr == nil {
+		// directoryID may have mended a link since the list was made.
+		_ = unix.Unlinkat(fd, names.DirLink, 0)
+		_ = unix.Unlinkat(fd, names.DirLinkCopy, 0)
+	}
+	err = remove()
+	if err != nil && idErr == nil {
+		_ = f.writeDirID(fd, id, names.DirLink, names.DirLinkCopy)
+	}
+	return err
+}
+
+// removeDirID takes the ID out of a directory that is about to be removed.
+func (f *FS) removeDirID(parent int, disk string) error {
+	return f.emptied(parent, disk, func() error { return nil })
+}
+
+// isEmpty reports whether the directory holds nothing but side links.
+func (f *FS) isEmpty(pathFd int) (bool, error) {
+	fd, err := unix.Openat(pathFd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	err = readNames(fd, func(name string) error {
+		if !names.IsSide(name) {
+			return unix.ENOTEMPTY
+		}
+		return nil
+	})
+	if err == unix.ENOTEMPTY {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// addSideLinks makes the two links that tell a long name, docs/format.md section 7.3, before the entry itself.
+func (f *FS) addSideLinks(d *dir, e names.Entry) error {
+	if !e.Long {
+		return nil
+	}
+	one, two := names.SideLinks(e.Disk)
+	for _, name := range []string{one, two} {
+		if err := unix.Symlinkat(e.Sealed, d.fd, name); err != nil && err != unix.EEXIST {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropSideLinks removes the side links of a long name unless its entry is there.
+func (f *FS) dropSideLinks(d *dir, e names.Entry) {
+	if !e.Long {
+		return
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(d.fd, e.Disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != unix.ENOENT {
+		return
+	}
+	one, two := names.SideLinks(e.Disk)
+	_ = unix.Unlinkat(d.fd, one, 0)
+	_ = unix.Unlinkat(d.fd, two, 0)
+}

@@ -1,0 +1,160 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/names"
+)
+
+// ErrForeign says that a file's header is sound but not one of this volume: another encryption context,
+// algorithm, segment size or header length.
+var ErrForeign = errors.New("volume: file is not from a volume like this one")
+
+// keys is what an unlocked volume knows.
+type keys struct {
+	keyring keyring.Keyring
+	names   *names.Keys
+	current header.ID // data key ID of new files
+
+	flight singleflight.Group // one unwrap for each data key at a time
+
+	mu    sync.RWMutex
+	known map[header.ID]keyring.DataKey // by data key ID; guarded by mu
+}
+
+func (k *keys) wipe() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, dk := range k.known {
+		dk.Wipe()
+	}
+	clear(k.known)
+}
+
+// Unlock unwraps the volume's data key through k and authenticates the volume header.
+// Errors of k are wrapped; a header that does not authenticate gives [ErrDamaged].
+func (v *Volume) Unlock(ctx context.Context, k keyring.Keyring) error {
+	var failures []error
+	for i, c := range v.candidates {
+		dk, err := k.DecryptDataKey(ctx, c.header.EDKs, c.header.Context)
+		if err == nil {
+			err = c.header.Verify(dk)
+			if err != nil {
+				err = fmt.Errorf("%w: %w", ErrDamaged, err)
+			}
+		}
+		if err != nil {
+			failures = append(failures, fmt.Errorf("%s: %w", filepath.Join(v.dir, MetaDir, c.name), err))
+			continue
+		}
+		nk, err := names.New(dk, c.header.FileID)
+		if err != nil {
+			return err
+		}
+		if i > 0 {
+			v.warning = fmt.Sprintf("using %s: %v", c.name, failures[0])
+		}
+		v.candidates = []candidate{c}
+		v.keys = &keys{
+			keyring: k,
+			names:   nk,
+			current: c.header.KeyID,
+			known:   map[header.ID]keyring.DataKey{c.header.KeyID: dk},
+		}
+		return nil
+	}
+	if len(failures) == 2 && failures[0].Error() == failures[1].Error() {
+		failures = failures[:1]
+	}
+	return failures[0]
+}
+
+// Names returns the keys for names, symbolic links and extended attributes of an unlocked volume.
+func (v *Volume) Names() *names.Keys { return v.keys.names }
+
+// Layout returns the geometry of the volume's files.
+func (v *Volume) Layout() (blockcrypt.Layout, error) {
+	h := v.Header()
+	return blockcrypt.NewLayout(h.SegmentSize, h.Size)
+}
+
+// NewFile returns the header bytes and the cipher of a new file: a fresh file ID under the volume's data key.
+func (v *Volume) NewFile() ([]byte, *blockcrypt.Cipher, error) {
+	vh := v.Header()
+	h := *vh
+	h.Kind, h.PlaintextNames, h.FileID = header.File, false, header.NewID()
+	dk := v.dataKey(v.keys.current)
+	raw, err := h.Seal(dk)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
+	return raw, c, err
+}
+
+// OpenFile authenticates the header of a file of the volume, given at least its first [header.Header.Size] bytes, and
+// returns the file's cipher. No CMK is asked if the header's data key is known.
+func (v *Volume) OpenFile(ctx context.Context, raw []byte) (*blockcrypt.Cipher, error) {
+	h, err := header.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	vh := v.Header()
+	switch {
+	case h.Kind != header.File:
+		return nil, fmt.Errorf("%w: not the header of a file", ErrForeign)
+	case h.Algorithm != vh.Algorithm, h.SegmentSize != vh.SegmentSize, h.Size != vh.Size:
+		return nil, fmt.Errorf("%w: algorithm, segment size or header length differs", ErrForeign)
+	case !h.Context.Equal(vh.Context):
+		return nil, fmt.Errorf("%w: encryption context differs", ErrForeign)
+	}
+	dk := v.dataKey(h.KeyID)
+	if dk == nil {
+		if dk, err = v.unwrap(ctx, h); err != nil {
+			return nil, err
+		}
+	}
+	if err := h.Verify(dk); err != nil {
+		return nil, err
+	}
+	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
+}
+
+func (v *Volume) dataKey(id header.ID) keyring.DataKey {
+	v.keys.mu.RLock()
+	defer v.keys.mu.RUnlock()
+	return v.keys.known[id]
+}
+
+// unwrap asks the keyring for a data key that is not the volume's own. Only a key that the header
+// authenticates under is remembered; failures never are.
+func (v *Volume) unwrap(ctx context.Context, h *header.Header) (keyring.DataKey, error) {
+	k := v.keys
+	// Headers with one data key ID but other EDKs must not share the answer: the ID is not authenticated yet.
+	flight := string(h.KeyID[:])
+	for _, e := range h.EDKs {
+		flight += e.CMK + "\x00" + string(e.Wrapped)
+	}
+	dk, err, _ := k.flight.Do(flight, func() (any, error) {
+		return k.keyring.DecryptDataKey(ctx, h.EDKs, h.Context)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("unwrap the data key: %w", err)
+	}
+	if err := h.Verify(dk.(keyring.DataKey)); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.known[h.KeyID] = dk.(keyring.DataKey)
+	return dk.(keyring.DataKey), nil
+}
