@@ -1,0 +1,78 @@
+package header
+
+import (
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"fmt"
+
+	"github.com/kmsfs/kmsfs/keyring"
+)
+
+// KeyID returns the public name of a data key, docs/format.md section 4.1.
+func KeyID(dk keyring.DataKey) ID {
+	id, err := hkdf.Key(sha256.New, dk, nil, "kmsfs v1 data key id", len(ID{}))
+	if err != nil {
+		panic("header: internal error: " + err.Error())
+	}
+	return ID(id)
+}
+
+// secrets returns the key commitment and the MAC key, docs/format.md section 4.4.
+func (h *Header) secrets(dk keyring.DataKey) (commitment, macKey []byte) {
+	prk, err := hkdf.Extract(sha256.New, dk, h.FileID[:])
+	if err == nil {
+		commitment, err = hkdf.Expand(sha256.New, prk, "kmsfs v1 commitment", commitmentSize)
+	}
+	if err == nil {
+		macKey, err = hkdf.Expand(sha256.New, prk, "kmsfs v1 header", macSize)
+	}
+	if err != nil {
+		panic("header: internal error: " + err.Error())
+	}
+	return commitment, macKey
+}
+
+// Seal authenticates h under dk, setting its data key ID, and returns its h.Size bytes.
+func (h *Header) Seal(dk keyring.DataKey) ([]byte, error) {
+	if len(dk) != h.Algorithm.KeySize() {
+		return nil, fmt.Errorf("header: data key of %d bytes for %v", len(dk), h.Algorithm)
+	}
+	if h.KeyID == (ID{}) {
+		h.KeyID = KeyID(dk)
+	}
+	commitment, macKey := h.secrets(dk)
+	h.commitment = [commitmentSize]byte(commitment)
+	raw, err := h.appendSigned(make([]byte, 0, h.Size))
+	if err != nil {
+		return nil, err
+	}
+	mac := hmac.New(sha256.New, macKey)
+	mac.Write(raw)
+	raw = mac.Sum(raw)
+	h.mac = [macSize]byte(raw[len(raw)-macSize:])
+	h.signed = raw[: len(raw)-macSize : len(raw)-macSize]
+	return raw[:h.Size], nil
+}
+
+// Verify checks a header that was parsed against its data key: data key ID, key commitment, and MAC over all of it. The error wraps
+// [ErrAuth]. It must be called before anything is opened with the key.
+func (h *Header) Verify(dk keyring.DataKey) error {
+	if len(dk) != h.Algorithm.KeySize() {
+		return fmt.Errorf("%w: data key of %d bytes for %v", ErrAuth, len(dk), h.Algorithm)
+	}
+	if id := KeyID(dk); subtle.ConstantTimeCompare(id[:], h.KeyID[:]) != 1 {
+		return fmt.Errorf("%w: it was sealed under another data key", ErrAuth)
+	}
+	commitment, macKey := h.secrets(dk)
+	if subtle.ConstantTimeCompare(commitment, h.commitment[:]) != 1 {
+		return fmt.Errorf("%w: key commitment", ErrAuth)
+	}
+	mac := hmac.New(sha256.New, macKey)
+	mac.Write(h.signed)
+	if !hmac.Equal(mac.Sum(nil), h.mac[:]) {
+		return fmt.Errorf("%w: MAC", ErrAuth)
+	}
+	return nil
+}

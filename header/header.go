@@ -1,0 +1,152 @@
+// Package header reads and writes the authenticated header of a ciphertext file.
+//
+//	fixed part (56 bytes: magic, versions, kind, algorithm, sizes, file ID, data key ID)
+//	encryption context ‖ EDKs ‖ key commitment ‖ MAC ‖ zeros up to the header length
+//
+// docs/format.md section 4 is normative. [Parse] checks the structure, of which there is exactly one spelling; nothing in a header is
+// to be believed before [Header.Verify] has checked it against the data key.
+package header
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/kmsfs/kmsfs/keyring"
+)
+
+// Version is the format version that this package reads and writes.
+const Version = 1
+
+// Sizes and bounds, docs/format.md section 4.
+const (
+	FixedSize  = 56    // bytes before the encryption context
+	MaxSize    = 65024 // the largest header length
+	MaxEDKs    = 16
+	MaxCMK     = 512  // bytes of a CMK URI
+	MaxWrapped = 4096 // bytes of a wrapped data key
+
+	sizeUnit       = 512
+	commitmentSize = 32
+	macSize        = 32
+	minSegmentLog  = 12
+	maxSegmentLog  = 16
+	flagPlainNames = 1
+)
+
+// Errors that callers branch on.
+var (
+	ErrFormat  = errors.New("header: not a kmsfs header")
+	ErrVersion = errors.New("header: made by a newer kmsfs")
+	ErrAuth    = errors.New("header: does not authenticate")
+)
+
+// A Kind says what a header belongs to.
+type Kind uint8
+
+// The kinds of docs/format.md section 4.1.
+const (
+	File   Kind = 1
+	Volume Kind = 2
+)
+
+// An Algorithm seals segments.
+type Algorithm uint8
+
+// The algorithms of docs/format.md section 4.1.
+const (
+	AES256GCM Algorithm = 1
+	AES128GCM Algorithm = 2
+	SM4128GCM Algorithm = 3
+)
+
+// Algorithms lists all of them.
+func Algorithms() []Algorithm { return []Algorithm{AES256GCM, AES128GCM, SM4128GCM} }
+
+// String returns the algorithm's name on the command line.
+func (a Algorithm) String() string {
+	switch a {
+	case AES256GCM:
+		return "aes-256-gcm"
+	case AES128GCM:
+		return "aes-128-gcm"
+	case SM4128GCM:
+		return "sm4-128-gcm"
+	}
+	return fmt.Sprintf("algorithm %d", uint8(a))
+}
+
+// KeySize returns the length of a data key in bytes, 0 for an unknown algorithm.
+func (a Algorithm) KeySize() int {
+	switch a {
+	case AES256GCM:
+		return 32
+	case AES128GCM, SM4128GCM:
+		return 16
+	}
+	return 0
+}
+
+// ParseAlgorithm is the inverse of String.
+func ParseAlgorithm(s string) (Algorithm, error) {
+	for _, a := range Algorithms() {
+		if a.String() == s {
+			return a, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown algorithm %q; use aes-256-gcm, aes-128-gcm or sm4-128-gcm", s)
+}
+
+// An ID is 16 bytes that name a file, a volume or a data key.
+type ID [16]byte
+
+// NewID returns a random ID.
+func NewID() ID {
+	var id ID
+	rand.Read(id[:])
+	return id
+}
+
+// String returns the ID in hexadecimal.
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// A Header is the header of a ciphertext file or of a volume.
+type Header struct {
+	Kind           Kind
+	Algorithm      Algorithm
+	SegmentSize    int  // bytes of plaintext in a segment
+	PlaintextNames bool // volumes only
+	Size           int  // the header length H in bytes, padding included
+	FileID         ID   // of a volume header: the volume ID
+	KeyID          ID   // names the data key; set by Seal
+	Context        keyring.EncryptionContext
+	EDKs           []keyring.EncryptedDataKey
+
+	commitment [commitmentSize]byte
+	mac        [macSize]byte
+	signed     []byte // the bytes that the MAC covers, as parsed
+}
+
+// Used returns the number of bytes before the padding.
+func (h *Header) Used() (int, error) {
+	b, err := h.appendSigned(nil)
+	return len(b) + macSize, err
+}
+
+// SizeFor returns the header length for a new volume with the EDKs of h: the smallest step that leaves 512 bytes
+// free, so that another CMK can be added in place.
+func SizeFor(h *Header) (int, error) {
+	probe := *h
+	probe.Size = MaxSize
+	used, err := probe.Used()
+	if err != nil {
+		return 0, err
+	}
+	for size := 2048; size <= 65536; size *= 2 {
+		if used+512 <= size-sizeUnit {
+			return size - sizeUnit, nil
+		}
+	}
+	return 0, fmt.Errorf("header: the wrapped data keys and the encryption context need %d bytes, more than a header can hold", used)
+}

@@ -1,0 +1,181 @@
+// Package local is a keyring on a CMK that is kept in a file.
+//
+// The file is one line, "kmsfs-local-cmk-1 <id> <key>", that only its owner may read (docs/format.md section 4.5). Headers
+// name the CMK by the random ID in it, never by its path.
+package local
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kmsfs/kmsfs/keyring"
+)
+
+const (
+	magic    = "kmsfs-local-cmk-1"
+	saltSize = 32
+	maxFile  = 256 // bytes; the line has 115
+)
+
+// Errors that callers branch on.
+var (
+	// ErrMode says that others than its owner may read the CMK file.
+	ErrMode = errors.New("local: CMK file is open to others")
+	// ErrFormat says that a file is not a local CMK file.
+	ErrFormat = errors.New("local: not a local CMK file")
+)
+
+// A Keyring is one local CMK.
+type Keyring struct {
+	id  [16]byte
+	key [32]byte
+}
+
+var _ keyring.Keyring = (*Keyring)(nil)
+
+// Generate makes a new CMK and writes it to path, which must not exist.
+func Generate(path string) (*Keyring, error) {
+	k := new(Keyring)
+	rand.Read(k.id[:])
+	rand.Read(k.key[:])
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = fmt.Fprintf(f, "%s %x %x\n", magic, k.id, k.key)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		os.Remove(path)
+		return nil, err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	return k, errors.Join(d.Sync(), d.Close())
+}
+
+// Open reads the CMK file at path. The error wraps [ErrMode] if its mode is not 0600 or stricter and [ErrFormat] if it is
+// something else.
+func Open(path string) (*Keyring, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !st.Mode().IsRegular():
+		return nil, fmt.Errorf("%w: %s is not a regular file", ErrFormat, path)
+	case st.Mode().Perm()&0o077 != 0:
+		return nil, fmt.Errorf("%w: %s has mode %04o; run: chmod 600 %s", ErrMode, path, st.Mode().Perm(), path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	defer clear(b)
+	if err != nil {
+		return nil, err
+	}
+	k := new(Keyring)
+	if !k.parse(string(b)) {
+		return nil, fmt.Errorf("%w: %s", ErrFormat, path)
+	}
+	return k, nil
+}
+
+func (k *Keyring) parse(s string) bool {
+	fields := strings.Split(strings.TrimSuffix(s, "\n"), " ")
+	if len(s) > maxFile || len(fields) != 3 || fields[0] != magic ||
+		len(fields[1]) != hex.EncodedLen(len(k.id)) || len(fields[2]) != hex.EncodedLen(len(k.key)) {
+		return false
+	}
+	_, err1 := hex.Decode(k.id[:], []byte(fields[1]))
+	_, err2 := hex.Decode(k.key[:], []byte(fields[2]))
+	return err1 == nil && err2 == nil
+}
+
+// CMK returns the URI of the CMK as headers store it.
+func (k *Keyring) CMK() string { return "local:" + hex.EncodeToString(k.id[:]) }
+
+// String hides the key.
+func (k *Keyring) String() string { return k.CMK() }
+
+// Format hides the key from every verb.
+func (k *Keyring) Format(f fmt.State, _ rune) { fmt.Fprint(f, k.CMK()) }
+
+// EncryptDataKey implements [keyring.Keyring].
+func (k *Keyring) EncryptDataKey(ctx context.Context, dk keyring.DataKey, ec keyring.EncryptionContext) ([]keyring.EncryptedDataKey, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	aad, err := k.aad(ec)
+	if err != nil {
+		return nil, err
+	}
+	wrapped := make([]byte, saltSize, saltSize+len(dk)+16)
+	rand.Read(wrapped)
+	wrapped = k.aead(wrapped).Seal(wrapped, make([]byte, 12), dk, aad)
+	return []keyring.EncryptedDataKey{{CMK: k.CMK(), Wrapped: wrapped}}, nil
+}
+
+// DecryptDataKey implements [keyring.Keyring].
+func (k *Keyring) DecryptDataKey(ctx context.Context, edks []keyring.EncryptedDataKey, ec keyring.EncryptionContext) (keyring.DataKey, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	for _, e := range edks {
+		if e.CMK != k.CMK() {
+			continue
+		}
+		aad, err := k.aad(ec)
+		if err != nil {
+			return nil, err
+		}
+		var dk []byte
+		if err = errors.New("too short"); len(e.Wrapped) > saltSize {
+			salt, sealed := e.Wrapped[:saltSize], e.Wrapped[saltSize:]
+			dk, err = k.aead(salt).Open(nil, make([]byte, 12), sealed, aad)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s did not wrap this data key under this encryption context", keyring.ErrDenied, e.CMK)
+		}
+		return dk, nil
+	}
+	return nil, fmt.Errorf("%w: %s", keyring.ErrNoMatch, k.CMK())
+}
+
+// aead is the cipher for one wrapped key: its key comes from a random salt and is used once, so its nonce may be zero.
+func (k *Keyring) aead(salt []byte) cipher.AEAD {
+	key, err := hkdf.Key(sha256.New, k.key[:], salt, "kmsfs local v1 wrap", 32)
+	if err != nil {
+		panic("local: internal error: " + err.Error())
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		panic("local: internal error: " + err.Error())
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		panic("local: internal error: " + err.Error())
+	}
+	return aead
+}
+
+func (k *Keyring) aad(ec keyring.EncryptionContext) ([]byte, error) {
+	digest, err := ec.Digest()
+	if err != nil {
+		return nil, err
+	}
+	return append(append([]byte("kmsfs local v1"), k.id[:]...), digest[:]...), nil
+}

@@ -1,0 +1,58 @@
+package keyring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Multi returns a keyring of several: it encrypts under all of them, and decrypts under the first that can, in order.
+func Multi(keyrings ...Keyring) Keyring { return multi(keyrings) }
+
+type multi []Keyring
+
+// EncryptDataKey implements [Keyring].
+func (m multi) EncryptDataKey(ctx context.Context, dk DataKey, ec EncryptionContext) ([]EncryptedDataKey, error) {
+	var all []EncryptedDataKey
+	for _, k := range m {
+		edks, err := k.EncryptDataKey(ctx, dk, ec)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, edks...)
+	}
+	return all, nil
+}
+
+// DecryptDataKey implements [Keyring]. If no keyring can, the error joins what all that had an EDK said.
+func (m multi) DecryptDataKey(ctx context.Context, edks []EncryptedDataKey, ec EncryptionContext) (DataKey, error) {
+	var failures []error
+	for _, k := range m {
+		dk, err := k.DecryptDataKey(ctx, edks, ec)
+		if err == nil {
+			return dk, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if !errors.Is(err, ErrNoMatch) {
+			failures = append(failures, err)
+		}
+	}
+	if len(failures) == 0 {
+		return nil, fmt.Errorf("%w: the file has %s", ErrNoMatch, cmks(edks))
+	}
+	return nil, errors.Join(failures...)
+}
+
+// cmks lists the CMKs of edks for a message.
+func cmks(edks []EncryptedDataKey) string {
+	s := ""
+	for i, e := range edks {
+		if i > 0 {
+			s += ", "
+		}
+		s += e.CMK
+	}
+	return s
+}
