@@ -34,14 +34,16 @@ func (h *Header) secrets(dk keyring.DataKey) (commitment, macKey []byte) {
 	return commitment, macKey
 }
 
-// Seal authenticates h under dk, setting its data key ID, and returns its h.Size bytes.
+// Seal authenticates h under dk, setting its data key ID, and returns its h.Size bytes. The error wraps [ErrBounds] if a
+// field, or all of them together, are not what a header can hold.
 func (h *Header) Seal(dk keyring.DataKey) ([]byte, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
 	if len(dk) != h.Algorithm.KeySize() {
-		return nil, fmt.Errorf("header: data key of %d bytes for %v", len(dk), h.Algorithm)
+		return nil, fmt.Errorf("%w: data key of %d bytes for %v", ErrBounds, len(dk), h.Algorithm)
 	}
-	if h.KeyID == (ID{}) {
-		h.KeyID = KeyID(dk)
-	}
+	h.KeyID = KeyID(dk)
 	commitment, macKey := h.secrets(dk)
 	h.commitment = [commitmentSize]byte(commitment)
 	raw, err := h.appendSigned(make([]byte, 0, h.Size))
@@ -52,8 +54,7 @@ func (h *Header) Seal(dk keyring.DataKey) ([]byte, error) {
 	mac.Write(raw)
 	raw = mac.Sum(raw)
 	h.mac = [macSize]byte(raw[len(raw)-macSize:])
-	h.signed = raw[: len(raw)-macSize : len(raw)-macSize]
-	return raw[:h.Size], nil
+	return raw[:h.Size], nil // the buffer was made of zeros: so is the padding
 }
 
 // Verify checks a header that was parsed against its data key: data key ID, key commitment, and MAC over all of it. The error wraps
@@ -69,8 +70,13 @@ func (h *Header) Verify(dk keyring.DataKey) error {
 	if subtle.ConstantTimeCompare(commitment, h.commitment[:]) != 1 {
 		return fmt.Errorf("%w: key commitment", ErrAuth)
 	}
+	// A header has one spelling, so its fields say which bytes the MAC covers; a field changed since Parse is not authentic.
+	signed, err := h.appendSigned(make([]byte, 0, h.Size))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrAuth, err)
+	}
 	mac := hmac.New(sha256.New, macKey)
-	mac.Write(h.signed)
+	mac.Write(signed)
 	if !hmac.Equal(mac.Sum(nil), h.mac[:]) {
 		return fmt.Errorf("%w: MAC", ErrAuth)
 	}

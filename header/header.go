@@ -40,6 +40,7 @@ var (
 	ErrFormat  = errors.New("header: not a kmsfs header")
 	ErrVersion = errors.New("header: made by a newer kmsfs")
 	ErrAuth    = errors.New("header: does not authenticate")
+	ErrBounds  = errors.New("header: out of bounds") // what was to be written is more than a header can hold
 )
 
 // A Kind says what a header belongs to.
@@ -95,7 +96,7 @@ func ParseAlgorithm(s string) (Algorithm, error) {
 			return a, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown algorithm %q; use aes-256-gcm, aes-128-gcm or sm4-128-gcm", s)
+	return 0, fmt.Errorf("header: unknown algorithm %q; use aes-256-gcm, aes-128-gcm or sm4-128-gcm", s)
 }
 
 // An ID is 16 bytes that name a file, a volume or a data key.
@@ -125,17 +126,19 @@ type Header struct {
 
 	commitment [commitmentSize]byte
 	mac        [macSize]byte
-	signed     []byte // the bytes that the MAC covers, as parsed
 }
 
-// Used returns the number of bytes before the padding.
+// Used returns the number of bytes before the padding. The error wraps [ErrBounds].
 func (h *Header) Used() (int, error) {
 	b, err := h.appendSigned(nil)
-	return len(b) + macSize, err
+	if err != nil {
+		return 0, err
+	}
+	return len(b) + macSize, nil
 }
 
 // SizeFor returns the header length for a new volume with the EDKs of h: the smallest step that leaves 512 bytes
-// free, so that another CMK can be added in place.
+// free, so that another CMK can be added in place. The error wraps [ErrBounds].
 func SizeFor(h *Header) (int, error) {
 	probe := *h
 	probe.Size = MaxSize
@@ -143,10 +146,11 @@ func SizeFor(h *Header) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for size := 2048; size <= 65536; size *= 2 {
-		if used+512 <= size-sizeUnit {
-			return size - sizeUnit, nil
+	// Header and hole root (512 bytes) together are a power of two, so that slots begin at one.
+	for prologue := 2048; prologue <= MaxSize+sizeUnit; prologue *= 2 {
+		if size := prologue - sizeUnit; used+sizeUnit <= size {
+			return size, nil
 		}
 	}
-	return 0, fmt.Errorf("header: the wrapped data keys and the encryption context need %d bytes, more than a header can hold", used)
+	return 0, fmt.Errorf("%w: the wrapped data keys and the encryption context need %d bytes", ErrBounds, used)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/kmsfs/kmsfs/keyring"
 )
@@ -15,14 +16,19 @@ var magic = [8]byte{'k', 'm', 's', 'f', 's', 0, '\r', '\n'}
 // Parse reads a header from the start of b and checks its structure; it authenticates nothing. The error wraps [ErrFormat], or
 // [ErrVersion] if this package is too old for the header.
 func Parse(b []byte) (*Header, error) {
-	if len(b) < FixedSize || [8]byte(b[:8]) != magic {
+	if len(b) < FixedSize {
+		return nil, fmt.Errorf("%w: only %d bytes", ErrFormat, len(b))
+	}
+	if [8]byte(b[:8]) != magic {
 		return nil, fmt.Errorf("%w: no magic", ErrFormat)
 	}
-	if minReader := b[9]; minReader > Version {
-		return nil, fmt.Errorf("%w: it needs format version %d, this is %d", ErrVersion, minReader, Version)
-	}
-	if b[8] != Version || b[9] != Version {
-		return nil, fmt.Errorf("%w: format version %d", ErrFormat, b[8])
+	switch version, minReader := b[8], b[9]; {
+	case minReader > Version:
+		return nil, fmt.Errorf("%w: it needs a reader of format version %d, this one reads %d", ErrVersion, minReader, Version)
+	case version > Version:
+		return nil, fmt.Errorf("%w: it has format version %d, this one reads %d", ErrVersion, version, Version)
+	case version != Version || minReader != Version:
+		return nil, fmt.Errorf("%w: format version %d, minimum reader version %d", ErrFormat, version, minReader)
 	}
 	h := &Header{
 		Kind:      Kind(b[10]),
@@ -57,7 +63,6 @@ func Parse(b []byte) (*Header, error) {
 	}
 	h.commitment = [commitmentSize]byte(b[used-macSize-commitmentSize:])
 	h.mac = [macSize]byte(b[used-macSize:])
-	h.signed = bytes.Clone(b[:used-macSize])
 	for _, pad := range b[used:h.Size] {
 		if pad != 0 {
 			return nil, fmt.Errorf("%w: padding is not zero", ErrFormat)
@@ -81,13 +86,11 @@ func (h *Header) parseLists(b []byte) (err error) {
 		cmk, rest, ok1 := cut(b, MaxCMK)
 		wrapped, rest, ok2 := cut(rest, MaxWrapped)
 		if !ok1 || !ok2 {
-			return fmt.Errorf("EDK %d has a bad length", i)
+			return fmt.Errorf("EDK %d has a bad length", i+1)
 		}
 		h.EDKs[i] = keyring.EncryptedDataKey{CMK: string(cmk), Wrapped: bytes.Clone(wrapped)}
-		for _, e := range h.EDKs[:i] {
-			if e.CMK == h.EDKs[i].CMK {
-				return fmt.Errorf("CMK %q is listed twice", e.CMK)
-			}
+		if lists(h.EDKs[:i], h.EDKs[i].CMK) {
+			return fmt.Errorf("CMK %q is listed twice", h.EDKs[i].CMK)
 		}
 		b = rest
 	}
@@ -109,18 +112,29 @@ func cut(b []byte, limit int) (s, rest []byte, ok bool) {
 	return b[2 : 2+n], b[2+n:], true
 }
 
-// appendSigned appends the bytes that the MAC covers.
-func (h *Header) appendSigned(dst []byte) ([]byte, error) {
-	log := bits.TrailingZeros(uint(h.SegmentSize))
+// check looks at the fields of constant length.
+func (h *Header) check() error {
 	switch {
+	case h.Kind != File && h.Kind != Volume:
+		return fmt.Errorf("%w: unknown kind %d", ErrBounds, h.Kind)
 	case h.Algorithm.KeySize() == 0:
-		return nil, fmt.Errorf("header: unknown algorithm %d", uint8(h.Algorithm))
-	case h.SegmentSize != 1<<log || log < minSegmentLog || log > maxSegmentLog:
-		return nil, fmt.Errorf("header: segment size %d is not a power of two from %d to %d", h.SegmentSize, 1<<minSegmentLog, 1<<maxSegmentLog)
+		return fmt.Errorf("%w: unknown algorithm %d", ErrBounds, uint8(h.Algorithm))
+	case h.SegmentSize < 1<<minSegmentLog || h.SegmentSize > 1<<maxSegmentLog || bits.OnesCount(uint(h.SegmentSize)) != 1:
+		return fmt.Errorf("%w: segment size %d is not a power of two from %d to %d", ErrBounds, h.SegmentSize, 1<<minSegmentLog, 1<<maxSegmentLog)
+	case h.PlaintextNames && h.Kind != Volume:
+		return fmt.Errorf("%w: plaintext names in a file header", ErrBounds)
 	case h.Size%sizeUnit != 0 || h.Size < sizeUnit || h.Size > MaxSize:
-		return nil, fmt.Errorf("header: bad header length %d", h.Size)
+		return fmt.Errorf("%w: header length %d is not a multiple of %d up to %d", ErrBounds, h.Size, sizeUnit, MaxSize)
 	case len(h.EDKs) < 1 || len(h.EDKs) > MaxEDKs:
-		return nil, fmt.Errorf("header: %d EDKs; a header lists 1 to %d", len(h.EDKs), MaxEDKs)
+		return fmt.Errorf("%w: %d wrapped data keys; a header lists 1 to %d", ErrBounds, len(h.EDKs), MaxEDKs)
+	}
+	return nil
+}
+
+// appendSigned appends the bytes that the MAC covers, of which there is one spelling. The error wraps [ErrBounds].
+func (h *Header) appendSigned(dst []byte) ([]byte, error) {
+	if err := h.check(); err != nil {
+		return nil, err
 	}
 	var flags uint16
 	if h.PlaintextNames {
@@ -128,7 +142,7 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 	}
 	start := len(dst)
 	dst = append(dst, magic[:]...)
-	dst = append(dst, Version, Version, byte(h.Kind), byte(h.Algorithm), byte(log), 0)
+	dst = append(dst, Version, Version, byte(h.Kind), byte(h.Algorithm), byte(bits.TrailingZeros(uint(h.SegmentSize))), 0)
 	dst = binary.BigEndian.AppendUint16(dst, flags)
 	dst = binary.BigEndian.AppendUint32(dst, uint32(h.Size))
 	dst = append(dst, 0, 0, 0, 0) // used length, below
@@ -136,17 +150,17 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 	dst = append(dst, h.KeyID[:]...)
 	dst, err := h.Context.AppendTo(dst)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrBounds, err)
 	}
 	dst = append(dst, byte(len(h.EDKs)))
 	for i, e := range h.EDKs {
-		if len(e.CMK) < 1 || len(e.CMK) > MaxCMK || len(e.Wrapped) < 1 || len(e.Wrapped) > MaxWrapped {
-			return nil, fmt.Errorf("header: CMK %.60q: name of %d or wrapped key of %d bytes is too long", e.CMK, len(e.CMK), len(e.Wrapped))
-		}
-		for _, other := range h.EDKs[:i] {
-			if other.CMK == e.CMK {
-				return nil, fmt.Errorf("header: CMK %s is listed twice", e.CMK)
-			}
+		switch {
+		case len(e.CMK) < 1 || len(e.CMK) > MaxCMK:
+			return nil, fmt.Errorf("%w: CMK %.60q has a name of %d bytes, at most %d", ErrBounds, e.CMK, len(e.CMK), MaxCMK)
+		case len(e.Wrapped) < 1 || len(e.Wrapped) > MaxWrapped:
+			return nil, fmt.Errorf("%w: CMK %q wrapped the data key to %d bytes, at most %d", ErrBounds, e.CMK, len(e.Wrapped), MaxWrapped)
+		case lists(h.EDKs[:i], e.CMK):
+			return nil, fmt.Errorf("%w: CMK %q is listed twice", ErrBounds, e.CMK)
 		}
 		dst = binary.BigEndian.AppendUint16(dst, uint16(len(e.CMK)))
 		dst = append(dst, e.CMK...)
@@ -156,8 +170,13 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 	dst = append(dst, h.commitment[:]...)
 	used := len(dst) - start + macSize
 	if used > h.Size {
-		return nil, fmt.Errorf("header: %d bytes do not fit in a header of %d", used, h.Size)
+		return nil, fmt.Errorf("%w: %d bytes do not fit into a header of %d", ErrBounds, used, h.Size)
 	}
 	binary.BigEndian.PutUint32(dst[start+20:], uint32(used))
 	return dst, nil
+}
+
+// lists reports whether one of edks is from cmk.
+func lists(edks []keyring.EncryptedDataKey, cmk string) bool {
+	return slices.ContainsFunc(edks, func(e keyring.EncryptedDataKey) bool { return e.CMK == cmk })
 }
