@@ -12,6 +12,11 @@ import (
 func (f *FS) at(n *node, fn func(d *dir, e names.Entry) error) error {
 	f.renames.RLock()
 	defer f.renames.RUnlock()
+	return f.resolve(n, fn)
+}
+
+// resolve is at for callers that hold renames.
+func (f *FS) resolve(n *node, fn func(d *dir, e names.Entry) error) error {
 	if n == f.nodes.root {
 		return fn(n.dir, names.Entry{Disk: "."})
 	}

@@ -150,12 +150,10 @@ func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.E
 
 // Symlink implements [fuse.RawFileSystem].
 func (f *FS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
-	sealed, err := f.names.SealTarget(target)
-	if err != nil {
-		return status(err)
-	}
+	sealed := f.names.SealTarget(target)
 	disk := sealed.Disk
 	if sealed.Long() {
+		var err error
 		if disk, err = f.putLongTarget(sealed.Blob); err != nil {
 			return status(err)
 		}

@@ -150,12 +150,8 @@ func (f *FS) directoryID(fd int) ([16]byte, error) {
 
 // writeDirID stores a directory's ID in it.
 func (f *FS) writeDirID(fd int, id [16]byte, links ...string) error {
-	target, err := f.names.SealDirID(id)
-	if err != nil {
-		return err
-	}
 	for _, name := range links {
-		if err := unix.Symlinkat(target, fd, name); err != nil {
+		if err := unix.Symlinkat(f.names.SealDirID(id), fd, name); err != nil {
 			return err
 		}
 	}

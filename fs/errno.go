@@ -10,6 +10,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/names"
 )
 
 // status is the only place where an error becomes an errno. Damage, and whatever is not known, is EIO.
@@ -25,6 +26,8 @@ func status(err error) fuse.Status {
 		return fuse.Status(syscall.EFBIG)
 	case errors.Is(err, blockcrypt.ErrNoData):
 		return fuse.Status(syscall.ENXIO)
+	case errors.Is(err, names.ErrTooLong):
+		return fuse.Status(syscall.ENAMETOOLONG)
 	case errors.Is(err, context.Canceled):
 		return fuse.EINTR
 	case errors.Is(err, keyring.ErrDenied):

@@ -107,6 +107,7 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 		Name:                     "kmsfs",
 		DirectMount:              true,
 		EnableSymlinkCaching:     true,
+		DisableSplice:            true, // data is decrypted in memory
 		ExplicitDataCacheControl: true,
 		EnableAcl:                true,
 		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,

@@ -158,11 +158,12 @@ func (t *table) unlinked(n *node, at link, last bool) {
 	}
 }
 
-// linked notes a new name of n.
-func (t *table) linked(n *node, at link) {
+// revive makes a file without a name, which has just got one, known by its inode again.
+func (t *table) revive(n *node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.addLink(n, at)
+	n.gone = false
+	t.byKey[n.key] = n
 }
 
 // moved notes that n has another name than it had.

@@ -5,6 +5,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -17,15 +18,20 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
+	"syscall"
 
 	"github.com/kmsfs/kmsfs/keyring"
 )
 
 const (
 	magic    = "kmsfs-local-cmk-1"
+	idSize   = 16
+	keySize  = 32
 	saltSize = 32
-	maxFile  = 256 // bytes; the line has 115
+
+	nonceSize, tagSize = 12, 16 // of AES-256-GCM
+
+	maxFile = 256 // bytes; the line has 116
 )
 
 // Errors that callers branch on.
@@ -36,39 +42,51 @@ var (
 	ErrFormat = errors.New("local: not a local CMK file")
 )
 
-// A Keyring is one local CMK.
+// A Keyring is one local CMK. It prints as the CMK's URI.
 type Keyring struct {
-	id  [16]byte
-	key [32]byte
+	id  [idSize]byte
+	key *[keySize]byte // a pointer, so that no verb prints the key of a Keyring inside another value
 }
 
 var _ keyring.Keyring = (*Keyring)(nil)
 
-// Generate makes a new CMK and writes it to path, which must not exist.
-func Generate(path string) (*Keyring, error) {
-	k := new(Keyring)
+// Generate makes a new CMK and writes it to path, which must not exist. Once it returns, the file is durable.
+func Generate(path string) (_ *Keyring, err error) {
+	k := &Keyring{key: new([keySize]byte)}
 	rand.Read(k.id[:])
 	rand.Read(k.key[:])
+	line := hex.AppendEncode([]byte(magic+" "), k.id[:])
+	line = hex.AppendEncode(append(line, ' '), k.key[:])
+	line = append(line, '\n')
+	defer clear(line)
+
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	_, err = fmt.Fprintf(f, "%s %x %x\n", magic, k.id, k.key)
+	defer func() {
+		if err != nil {
+			os.Remove(path)
+		}
+	}()
+	_, err = f.Write(line)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		os.Remove(path)
 		return nil, err
 	}
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return nil, err
 	}
-	return k, errors.Join(d.Sync(), d.Close())
+	if err = errors.Join(d.Sync(), d.Close()); err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 // Open reads the CMK file at path. The error wraps [ErrMode] if its mode is not 0600 or stricter and [ErrFormat] if it is
 // something else.
 func Open(path string) (*Keyring, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // or a FIFO would block
 	if err != nil {
 		return nil, err
 	}
@@ -81,38 +99,42 @@ func Open(path string) (*Keyring, error) {
 		return nil, fmt.Errorf("%w: %s is not a regular file", ErrFormat, path)
 	case st.Mode().Perm()&0o077 != 0:
 		return nil, fmt.Errorf("%w: %s has mode %04o; run: chmod 600 %s", ErrMode, path, st.Mode().Perm(), path)
+	case st.Size() > maxFile:
+		return nil, fmt.Errorf("%w: %s is %d bytes long", ErrFormat, path, st.Size())
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	b, err := io.ReadAll(io.LimitReader(f, maxFile))
 	defer clear(b)
 	if err != nil {
 		return nil, err
 	}
-	k := new(Keyring)
-	if !k.parse(string(b)) {
+	k, ok := parse(b)
+	if !ok {
 		return nil, fmt.Errorf("%w: %s", ErrFormat, path)
 	}
 	return k, nil
 }
 
-func (k *Keyring) parse(s string) bool {
-	fields := strings.Split(strings.TrimSuffix(s, "\n"), " ")
-	if len(s) > maxFile || len(fields) != 3 || fields[0] != magic ||
-		len(fields[1]) != hex.EncodedLen(len(k.id)) || len(fields[2]) != hex.EncodedLen(len(k.key)) {
-		return false
+// parse reads the one line of a CMK file; its end may be missing.
+func parse(line []byte) (k *Keyring, ok bool) {
+	fields := bytes.Split(bytes.TrimSuffix(line, []byte("\n")), []byte(" "))
+	if len(fields) != 3 || string(fields[0]) != magic ||
+		len(fields[1]) != hex.EncodedLen(idSize) || len(fields[2]) != hex.EncodedLen(keySize) {
+		return nil, false
 	}
-	_, err1 := hex.Decode(k.id[:], []byte(fields[1]))
-	_, err2 := hex.Decode(k.key[:], []byte(fields[2]))
-	return err1 == nil && err2 == nil
+	k = &Keyring{key: new([keySize]byte)}
+	_, err1 := hex.Decode(k.id[:], fields[1])
+	_, err2 := hex.Decode(k.key[:], fields[2])
+	return k, err1 == nil && err2 == nil
 }
 
 // CMK returns the URI of the CMK as headers store it.
-func (k *Keyring) CMK() string { return "local:" + hex.EncodeToString(k.id[:]) }
+func (k Keyring) CMK() string { return "local:" + hex.EncodeToString(k.id[:]) }
 
-// String hides the key.
-func (k *Keyring) String() string { return k.CMK() }
+// String returns the URI of the CMK.
+func (k Keyring) String() string { return k.CMK() }
 
 // Format hides the key from every verb.
-func (k *Keyring) Format(f fmt.State, _ rune) { fmt.Fprint(f, k.CMK()) }
+func (k Keyring) Format(f fmt.State, _ rune) { fmt.Fprint(f, k.CMK()) }
 
 // EncryptDataKey implements [keyring.Keyring].
 func (k *Keyring) EncryptDataKey(ctx context.Context, dk keyring.DataKey, ec keyring.EncryptionContext) ([]keyring.EncryptedDataKey, error) {
@@ -123,9 +145,9 @@ func (k *Keyring) EncryptDataKey(ctx context.Context, dk keyring.DataKey, ec key
 	if err != nil {
 		return nil, err
 	}
-	wrapped := make([]byte, saltSize, saltSize+len(dk)+16)
+	wrapped := make([]byte, saltSize, saltSize+len(dk)+tagSize)
 	rand.Read(wrapped)
-	wrapped = k.aead(wrapped).Seal(wrapped, make([]byte, 12), dk, aad)
+	wrapped = k.aead(wrapped).Seal(wrapped, make([]byte, nonceSize), dk, aad)
 	return []keyring.EncryptedDataKey{{CMK: k.CMK(), Wrapped: wrapped}}, nil
 }
 
@@ -134,25 +156,25 @@ func (k *Keyring) DecryptDataKey(ctx context.Context, edks []keyring.EncryptedDa
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	aad, err := k.aad(ec)
+	if err != nil {
+		return nil, err
+	}
+	cmk := k.CMK()
+	failure := fmt.Errorf("%w: %s", keyring.ErrNoMatch, cmk)
 	for _, e := range edks {
-		if e.CMK != k.CMK() {
+		if e.CMK != cmk {
 			continue
 		}
-		aad, err := k.aad(ec)
-		if err != nil {
-			return nil, err
-		}
-		var dk []byte
-		if err = errors.New("too short"); len(e.Wrapped) > saltSize {
+		if len(e.Wrapped) >= saltSize {
 			salt, sealed := e.Wrapped[:saltSize], e.Wrapped[saltSize:]
-			dk, err = k.aead(salt).Open(nil, make([]byte, 12), sealed, aad)
+			if dk, err := k.aead(salt).Open(nil, make([]byte, nonceSize), sealed, aad); err == nil {
+				return dk, nil
+			}
 		}
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s did not wrap this data key under this encryption context", keyring.ErrDenied, e.CMK)
-		}
-		return dk, nil
+		failure = fmt.Errorf("%w: %s did not wrap this data key under this encryption context", keyring.ErrDenied, cmk)
 	}
-	return nil, fmt.Errorf("%w: %s", keyring.ErrNoMatch, k.CMK())
+	return nil, failure
 }
 
 // aead is the cipher for one wrapped key: its key comes from a random salt and is used once, so its nonce may be zero.

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// readyVariable tells a background process that descriptor 3 is a pipe to the one that waits for it.
+const readyVariable = "KMSFS_READY_FD"
+
+// background runs this command again, detached, and waits until it has mounted or failed.
+func background(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.Command(self, os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), readyVariable+"=3")
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return err
+	}
+	message, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if string(message) == "ok" {
+		return cmd.Process.Release()
+	}
+	code, text, ok := strings.Cut(string(message), " ")
+	n, err := strconv.Atoi(code)
+	if !ok || err != nil {
+		_ = cmd.Wait()
+		return fmt.Errorf("the background process ended before it had mounted: %v", cmd.ProcessState)
+	}
+	return codedError{n, text}
+}
+
+// A readiness is the background process's end of the pipe; nil in the foreground.
+type readiness struct{ pipe *os.File }
+
+// inherited returns the pipe of a background process, if this is one.
+func inherited() *readiness {
+	if os.Getenv(readyVariable) == "" {
+		return nil
+	}
+	os.Unsetenv(readyVariable)
+	syscall.CloseOnExec(3)
+	return &readiness{os.NewFile(3, "ready")}
+}
+
+// ok says that the volume is mounted, and leaves the directory and the terminal of the parent.
+func (r *readiness) ok() {
+	if r == nil {
+		return
+	}
+	if null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0); err == nil {
+		for fd := range 3 {
+			_ = syscall.Dup3(int(null.Fd()), fd, 0)
+		}
+		null.Close()
+	}
+	_ = os.Chdir("/")
+	_, _ = r.pipe.WriteString("ok")
+	r.close()
+}
+
+// report hands an error to the parent; it returns false if there is none.
+func (r *readiness) report(err error) bool {
+	if r == nil || r.pipe == nil {
+		return false
+	}
+	_, _ = fmt.Fprintf(r.pipe, "%d %s", exitCode(err), err)
+	return true
+}
+
+func (r *readiness) close() {
+	if r != nil && r.pipe != nil {
+		r.pipe.Close()
+		r.pipe = nil
+	}
+}

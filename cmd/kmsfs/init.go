@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/keyring/local"
+	"github.com/kmsfs/kmsfs/volume"
+)
+
+func keyCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "key",
+		Usage: "manage local CMK files",
+		Subcommands: []*cli.Command{{
+			Name:         "new",
+			Usage:        "create a local CMK in FILE, mode 0600",
+			ArgsUsage:    "FILE",
+			OnUsageError: usageError,
+			Action: func(c *cli.Context) error {
+				args, err := operands(c, "FILE")
+				if err != nil {
+					return err
+				}
+				k, err := local.Generate(args[0])
+				if errors.Is(err, os.ErrExist) {
+					return fmt.Errorf("%w; a CMK is never overwritten", err)
+				} else if err != nil {
+					return err
+				}
+				fmt.Fprintln(c.App.Writer, k.CMK())
+				return nil
+			},
+		}},
+		Action: func(c *cli.Context) error { return usagef("key needs a command: kmsfs key new FILE") },
+	}
+}
+
+func cmkFlag(usage string) cli.Flag {
+	return &cli.StringSliceFlag{Name: "cmk", Usage: usage}
+}
+
+func initCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "init",
+		Usage:        "create a volume",
+		ArgsUsage:    "CIPHERDIR",
+		Description:  "Example: kmsfs init --cmk local:/etc/kmsfs/a --cmk local:/media/usb/b /srv/cipher",
+		OnUsageError: usageError,
+		Flags: []cli.Flag{
+			cmkFlag("wrap the data key under `CMK` (repeatable: any one opens the volume)"),
+			&cli.StringSliceFlag{Name: "context", Usage: "bind `KEY=VALUE` into every wrapped key (repeatable)"},
+			&cli.StringFlag{Name: "algorithm", Usage: "seal with `A`: aes-256-gcm, aes-128-gcm or sm4-128-gcm", DefaultText: "aes-256-gcm"},
+			&cli.IntFlag{Name: "segment-size", Usage: "seal `BYTES` at a time, a power of two from 4096 to 65536", DefaultText: "4096"},
+			&cli.BoolFlag{Name: "plaintext-names", Usage: "store names as they are"},
+			configFlag(), endpointFlag(),
+		},
+		Action: doInit,
+	}
+}
+
+func doInit(c *cli.Context) error {
+	args, err := operands(c, "CIPHERDIR")
+	if err != nil {
+		return err
+	}
+	conf, err := loadConfig(c.String("config"))
+	if err != nil {
+		return err
+	}
+	p := volume.Params{SegmentSize: 4096, Algorithm: header.AES256GCM, Context: keyring.EncryptionContext(conf.Context)}
+	p.PlaintextNames = c.Bool("plaintext-names") || conf.PlaintextNames
+	if name := first(c.String("algorithm"), conf.Algorithm); name != "" {
+		if p.Algorithm, err = header.ParseAlgorithm(name); err != nil {
+			return usagef("--algorithm: %w", err)
+		}
+	}
+	if size := first(c.Int("segment-size"), conf.SegmentSize); size != 0 {
+		p.SegmentSize = size
+	}
+	if s := p.SegmentSize; s < 4096 || s > 65536 || s&(s-1) != 0 {
+		return usagef("--segment-size %d is not a power of two from 4096 to 65536", s)
+	}
+	if c.IsSet("context") {
+		p.Context = make(keyring.EncryptionContext)
+		for _, kv := range c.StringSlice("context") {
+			k, v, ok := strings.Cut(kv, "=")
+			if _, dup := p.Context[k]; !ok || k == "" || dup {
+				return usagef("--context %q is not KEY=VALUE, or its key is given twice", kv)
+			}
+			p.Context[k] = v
+		}
+	}
+	if _, err := p.Context.AppendTo(nil); err != nil {
+		return usagef("--context: %w", err)
+	}
+	cmks := c.StringSlice("cmk")
+	if len(cmks) == 0 {
+		cmks = conf.CMK
+	}
+	if len(cmks) == 0 {
+		return usagef("init needs at least one --cmk; create a local one with: kmsfs key new FILE")
+	}
+	if len(cmks) > header.MaxEDKs {
+		return usagef("%d CMKs; at most %d", len(cmks), header.MaxEDKs)
+	}
+	if err := errors.Join(checkCMKs(cmks), checkEndpoints(c.StringSlice("endpoint"))); err != nil {
+		return err
+	}
+	k, err := openKeyring(cmks, false)
+	if err != nil {
+		return err
+	}
+	h, err := volume.Create(c.Context, args[0], p, k)
+	if err != nil {
+		return fmt.Errorf("init %s: %w", args[0], err)
+	}
+	if err := writeRecord(h.FileID, cmks); err != nil {
+		fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: no record of the volume was written (%v); mount it with --cmk\n", err)
+	}
+	abs, _ := filepath.Abs(args[0])
+	fmt.Fprintf(c.App.Writer, "created volume %s in %s\nmount it with: kmsfs mount %s MOUNTPOINT\n", h.FileID, abs, args[0])
+	return nil
+}
+
+// first returns the first of its arguments that is not zero.
+func first[T comparable](values ...T) (zero T) {
+	for _, v := range values {
+		if v != zero {
+			return v
+		}
+	}
+	return zero
+}

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/volume"
+)
+
+func inspectCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "inspect",
+		Usage:        "show the header of a ciphertext file, or the facts of a volume; needs no key",
+		ArgsUsage:    "FILE_OR_CIPHERDIR",
+		OnUsageError: usageError,
+		Flags:        []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
+		Action:       doInspect,
+	}
+}
+
+// facts is what inspect prints. Sizes are in bytes; those of a file add up to its size.
+type facts struct {
+	Path           string            `json:"path"`
+	Kind           string            `json:"kind"` // volume, file or empty
+	FormatVersion  int               `json:"format_version,omitempty"`
+	ID             string            `json:"id,omitempty"`
+	Algorithm      string            `json:"algorithm,omitempty"`
+	SegmentSize    int               `json:"segment_size,omitempty"`
+	PlaintextNames bool              `json:"plaintext_names"`
+	HeaderSize     int               `json:"header_size,omitempty"`
+	HeaderUsed     int               `json:"header_used,omitempty"`
+	KeyID          string            `json:"data_key_id,omitempty"`
+	Context        map[string]string `json:"context,omitempty"`
+	EDKs           []edkFacts        `json:"edks,omitempty"`
+	Warning        string            `json:"warning,omitempty"`
+	File           *fileFacts        `json:"file,omitempty"`
+}
+
+type edkFacts struct {
+	CMK     string `json:"cmk"`
+	Wrapped int    `json:"wrapped_size"`
+}
+
+// fileFacts: Size = header + HoleRoot + MapSlots·slot + Segments·overhead + PlaintextSize.
+type fileFacts struct {
+	Size          int64 `json:"size"`
+	PlaintextSize int64 `json:"plaintext_size"`
+	HoleRoot      int64 `json:"hole_root_size"`
+	Segments      int64 `json:"segments"`
+	SealOverhead  int64 `json:"seal_overhead"`
+	MapSlots      int64 `json:"hole_map_slots"`
+	MapSize       int64 `json:"hole_map_size"`
+	ValidSize     bool  `json:"valid_size"`
+}
+
+func doInspect(c *cli.Context) error {
+	args, err := operands(c, "FILE_OR_CIPHERDIR")
+	if err != nil {
+		return err
+	}
+	st, err := os.Stat(args[0])
+	if err != nil {
+		return err
+	}
+	var f facts
+	if st.IsDir() {
+		f, err = inspectVolume(args[0])
+	} else {
+		f, err = inspectFile(args[0], st)
+	}
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		enc := json.NewEncoder(c.App.Writer)
+		enc.SetIndent("", "  ")
+		return enc.Encode(f)
+	}
+	f.print(c.App.Writer)
+	return nil
+}
+
+func inspectVolume(dir string) (facts, error) {
+	v, err := volume.Open(dir)
+	if err != nil {
+		return facts{}, err
+	}
+	defer v.Close()
+	f, err := headerFacts(v.Header())
+	f.Path, f.Kind, f.Warning = v.Dir(), "volume", v.Warning()
+	return f, err
+}
+
+func inspectFile(path string, st os.FileInfo) (facts, error) {
+	if !st.Mode().IsRegular() {
+		return facts{}, fmt.Errorf("%s: %w: neither a file nor a directory", path, header.ErrFormat)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil || st.Size() == 0 {
+		return facts{Path: abs, Kind: "empty", File: &fileFacts{ValidSize: true}}, err
+	}
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return facts{}, err
+	}
+	defer file.Close()
+	raw, err := io.ReadAll(io.LimitReader(file, header.MaxSize))
+	if err != nil {
+		return facts{}, err
+	}
+	h, err := header.Parse(raw)
+	if err != nil {
+		return facts{}, fmt.Errorf("%s: %w", path, err)
+	}
+	f, err := headerFacts(h)
+	f.Path, f.Kind = abs, "file"
+	if h.Kind == header.Volume || err != nil {
+		f.Kind = "volume header"
+		return f, err
+	}
+	l, err := blockcrypt.NewLayout(h.SegmentSize, h.Size)
+	if err != nil {
+		return f, err
+	}
+	plain, ok := l.PlainSize(st.Size())
+	n := l.Segments(plain)
+	f.File = &fileFacts{
+		Size: st.Size(), PlaintextSize: plain, HoleRoot: l.Prologue() - int64(h.Size),
+		Segments: n, SealOverhead: n * blockcrypt.Overhead,
+		MapSlots: l.Maps(plain), MapSize: l.Maps(plain) * int64(h.SegmentSize+blockcrypt.Overhead), ValidSize: ok,
+	}
+	return f, nil
+}
+
+func headerFacts(h *header.Header) (facts, error) {
+	used, err := h.Used()
+	f := facts{
+		FormatVersion: header.Version, ID: h.FileID.String(), Algorithm: h.Algorithm.String(), SegmentSize: h.SegmentSize,
+		PlaintextNames: h.PlaintextNames, HeaderSize: h.Size, HeaderUsed: used, KeyID: h.KeyID.String(), Context: h.Context,
+	}
+	for _, e := range h.EDKs {
+		f.EDKs = append(f.EDKs, edkFacts{e.CMK, len(e.Wrapped)})
+	}
+	return f, errors.Join(err)
+}
+
+func (f facts) print(out io.Writer) {
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	defer w.Flush()
+	row := func(name string, value any) { fmt.Fprintf(w, "%s\t%v\n", name, value) }
+	row("path", f.Path)
+	row("kind", f.Kind)
+	if f.Kind == "empty" {
+		row("size", "0 bytes: an empty file has no header yet")
+		return
+	}
+	row("format version", f.FormatVersion)
+	row("id", f.ID)
+	row("algorithm", f.Algorithm)
+	row("segment size", f.SegmentSize)
+	if f.Kind != "file" {
+		row("plaintext names", f.PlaintextNames)
+	}
+	row("data key id", f.KeyID)
+	row("context", f.Context)
+	for _, e := range f.EDKs {
+		row("wrapped by", fmt.Sprintf("%s (%d bytes)", e.CMK, e.Wrapped))
+	}
+	row("header", fmt.Sprintf("%d bytes, %d of them used", f.HeaderSize, f.HeaderUsed))
+	if s := f.File; s != nil {
+		if !s.ValidSize {
+			row("WARNING", fmt.Sprintf("no file is %d bytes long: it was cut or extended", s.Size))
+			return
+		}
+		row("plaintext", fmt.Sprintf("%d bytes in %d segments", s.PlaintextSize, s.Segments))
+		row("size", fmt.Sprintf("%d = %d header + %d hole root + %d hole maps + %d sealing + %d plaintext",
+			s.Size, f.HeaderSize, s.HoleRoot, s.MapSize, s.SealOverhead, s.PlaintextSize))
+	}
+	if f.Warning != "" {
+		row("WARNING", f.Warning)
+	}
+}

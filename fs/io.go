@@ -1,0 +1,255 @@
+package fs
+
+import (
+	"errors"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kmsfs/kmsfs/blockcrypt"
+)
+
+// content returns what an opener of the inode id has open; it stays open until the kernel releases it.
+func (f *FS) content(id uint64) (*node, *openFile) {
+	n := f.nodes.get(id)
+	if n == nil {
+		return nil, nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n, n.open
+}
+
+// Read implements [fuse.RawFileSystem].
+func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	n, o := f.content(in.NodeId)
+	if o == nil {
+		return nil, fuse.EBADF
+	}
+	m, err := o.data.ReadAt(buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	if err != nil && err != io.EOF {
+		return nil, f.fail(n, "read", err)
+	}
+	return fuse.ReadResultData(buf[:m]), fuse.OK
+}
+
+// Write implements [fuse.RawFileSystem].
+func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	n, o := f.content(in.NodeId)
+	if o == nil {
+		return 0, fuse.EBADF
+	}
+	if err := f.killPrivileges(n, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0); err != nil {
+		return 0, status(err)
+	}
+	m, err := o.data.WriteAt(data, int64(in.Offset))
+	if err != nil {
+		s := f.fail(n, "write", err)
+		if m > 0 {
+			return uint32(m), fuse.OK // what was written counts; the next write meets the error
+		}
+		return 0, s
+	}
+	return uint32(m), fuse.OK
+}
+
+// killPrivileges takes away what a change of content must not leave: file capabilities and, if setID, the set-ID bits.
+func (f *FS) killPrivileges(n *node, setID bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	o := n.open
+	if o == nil {
+		return unix.EBADF
+	}
+	if !o.killed {
+		if x, ok := f.names.XattrName(capabilityName); ok {
+			err := unix.Fremovexattr(o.fd, x.Disk)
+			if err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP && err != unix.EPERM {
+				return err
+			}
+		}
+		o.killed = true
+	}
+	if !setID {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(o.fd, &st); err != nil {
+		return err
+	}
+	if mode := withoutSetID(st.Mode); mode != st.Mode&07777 {
+		return unix.Fchmod(o.fd, mode)
+	}
+	return nil
+}
+
+// withoutSetID is the mode of a file after somebody without privileges has changed it.
+func withoutSetID(mode uint32) uint32 {
+	mode &= 07777 &^ unix.S_ISUID
+	if mode&unix.S_IXGRP != 0 {
+		mode &^= unix.S_ISGID
+	}
+	return mode
+}
+
+// Flush implements [fuse.RawFileSystem]: somebody closes the file.
+func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	n, o := f.content(in.NodeId)
+	if o == nil {
+		return fuse.OK
+	}
+	return f.fail(n, "write", o.data.Flush())
+}
+
+// Fsync implements [fuse.RawFileSystem].
+func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	n, o := f.content(in.NodeId)
+	if o == nil {
+		return fuse.EBADF
+	}
+	if err := o.data.Flush(); err != nil {
+		return f.fail(n, "sync", err)
+	}
+	sync := unix.Fsync
+	if in.FsyncFlags&1 != 0 {
+		sync = unix.Fdatasync
+	}
+	return f.fail(n, "sync", again(func() error { return sync(o.fd) }))
+}
+
+// Fallocate implements [fuse.RawFileSystem]: plain, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; the kernel passes no other mode.
+func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	n, o := f.content(in.NodeId)
+	if o == nil {
+		return fuse.EBADF
+	}
+	off, size := int64(in.Offset), int64(in.Length)
+	if off < 0 || size <= 0 || off > blockcrypt.MaxSize-size {
+		return fuse.Status(unix.EFBIG)
+	}
+	if err := f.killPrivileges(n, false); err != nil {
+		return status(err)
+	}
+	return f.fail(n, "allocate in", allocate(o, off, size, in.Mode))
+}
+
+func allocate(o *openFile, off, size int64, mode uint32) error {
+	keep := mode&unix.FALLOC_FL_KEEP_SIZE != 0
+	switch mode &^ unix.FALLOC_FL_KEEP_SIZE {
+	case 0:
+		if keep && off+size > o.data.Size() {
+			// Space past the end is only a promise: the backing keeps it as far as it can.
+			if o.data.Size() == 0 {
+				return backing{o.fd}.Preallocate(off, size)
+			}
+			return backing{o.fd}.Preallocate(off, size+size/64)
+		}
+		return o.data.Allocate(off, size)
+	case unix.FALLOC_FL_PUNCH_HOLE:
+		return o.data.PunchHole(off, size)
+	case unix.FALLOC_FL_ZERO_RANGE:
+		if err := o.data.PunchHole(off, size); err != nil {
+			return err
+		}
+		if !keep {
+			return o.data.Allocate(off, size)
+		}
+		if inside := min(size, o.data.Size()-off); inside > 0 {
+			return o.data.Allocate(off, inside)
+		}
+		return nil
+	}
+	return unix.EOPNOTSUPP
+}
+
+// Lseek implements [fuse.RawFileSystem]: SEEK_DATA and SEEK_HOLE, at the granularity of segments.
+func (f *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	n, o := f.content(in.NodeId)
+	if o == nil {
+		return fuse.EBADF
+	}
+	seek := o.data.SeekHole
+	switch in.Whence {
+	case unix.SEEK_DATA:
+		seek = o.data.SeekData
+	case unix.SEEK_HOLE:
+	default:
+		return fuse.EINVAL
+	}
+	at, err := seek(int64(in.Offset))
+	if err != nil {
+		return f.fail(n, "seek in", err)
+	}
+	out.Offset = uint64(at)
+	return fuse.OK
+}
+
+// maxCopy bounds one copy_file_range, in bytes, so that it can be interrupted; the caller asks for the rest.
+const maxCopy = 64 << 20
+
+// CopyFileRange implements [fuse.RawFileSystem]: it copies without a round trip for each request's worth of data, and keeps
+// holes.
+func (f *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	from, src := f.content(in.NodeId)
+	to, dst := f.content(in.NodeIdOut)
+	if src == nil || dst == nil {
+		return 0, fuse.EBADF
+	}
+	if in.Flags != 0 {
+		return 0, fuse.EINVAL
+	}
+	if err := f.killPrivileges(to, true); err != nil {
+		return 0, status(err)
+	}
+	copied, err := copyRange(interrupt(cancel), dst.data, src.data, int64(in.OffOut), int64(in.OffIn), int64(min(in.Len, maxCopy)))
+	if copied > 0 {
+		return uint32(copied), fuse.OK
+	}
+	if errors.Is(err, blockcrypt.ErrAuth) || errors.Is(err, blockcrypt.ErrSize) {
+		return 0, f.fail(from, "copy from", err)
+	}
+	return 0, f.fail(to, "copy to", err)
+}
+
+// copyRange copies up to n bytes and returns how many it did.
+func copyRange(ctx interrupt, dst, src *blockcrypt.File, to, from, n int64) (done int64, err error) {
+	n = min(n, src.Size()-from)
+	buf := make([]byte, max(min(n, maxRequest), 0))
+	for done < n {
+		if err := ctx.Err(); err != nil {
+			return done, err
+		}
+		data, err := src.SeekData(from + done)
+		if err != nil {
+			return done, err
+		}
+		if hole := min(data-from, n) - done; hole > 0 {
+			if err := dst.PunchHole(to+done, hole); err != nil {
+				return done, err
+			}
+			if end := to + done + hole; end > dst.Size() {
+				if err := dst.Truncate(end); err != nil {
+					return done, err
+				}
+			}
+			done += hole
+			continue
+		}
+		m, err := src.ReadAt(buf[:min(n-done, int64(len(buf)))], from+done)
+		if m > 0 {
+			w, werr := dst.WriteAt(buf[:m], to+done)
+			done += int64(w)
+			if werr != nil {
+				return done, werr
+			}
+		}
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}

@@ -1,0 +1,291 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/names"
+)
+
+// An openFile is the content of a file that somebody has open. All openers of an inode share it.
+type openFile struct {
+	fd       int
+	writable bool
+	data     *blockcrypt.File
+	refs     int  // openers; guarded by node.mu
+	killed   bool // file capabilities were looked for since the file was opened; guarded by node.mu
+}
+
+// Open implements [fuse.RawFileSystem].
+func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	if _, err := f.acquire(interrupt(cancel), n, write); err != nil {
+		return f.fail(n, "open", err)
+	}
+	out.OpenFlags = openFlags(write)
+	return fuse.OK
+}
+
+// openFlags says that cached pages stay valid: nobody else writes. Readers need not tell us when they close.
+func openFlags(write bool) uint32 {
+	if write {
+		return fuse.FOPEN_KEEP_CACHE
+	}
+	return fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+}
+
+// acquire returns the content of n for one more user, who calls release.
+func (f *FS) acquire(ctx interrupt, n *node, write bool) (*openFile, error) {
+	f.renames.RLock()
+	defer f.renames.RUnlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.open == nil {
+		o, err := f.openNode(ctx, n, write)
+		if err != nil {
+			return nil, err
+		}
+		n.open = o
+	} else if write && !n.open.writable {
+		if err := f.upgrade(n); err != nil {
+			return nil, err
+		}
+	}
+	n.open.refs++
+	return n.open, nil
+}
+
+// release takes back a use of n's content; the last one closes the file.
+func (f *FS) release(n *node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.open == nil {
+		return
+	}
+	if n.open.refs--; n.open.refs > 0 {
+		return
+	}
+	o := n.open
+	n.open = nil
+	if err := errors.Join(o.data.Flush(), unix.Close(o.fd)); err != nil {
+		sealed, plain := f.paths(n)
+		f.log.Error("cannot finish file", "ciphertext", sealed, "plaintext", plain, "err", err)
+	}
+}
+
+// forceClose closes a file whatever its users; the mount is gone.
+func (f *FS) forceClose(n *node) {
+	n.mu.Lock()
+	if n.open != nil {
+		n.open.refs = 1
+	}
+	n.mu.Unlock()
+	f.release(n)
+}
+
+// withOpen calls fn with the content of n if somebody has it open; open says whether.
+func (f *FS) withOpen(n *node, fn func(o *openFile) error) (open bool, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.open == nil {
+		return false, nil
+	}
+	return true, fn(n.open)
+}
+
+// using calls fn with the content of n, opened for the purpose if need be.
+func (f *FS) using(cancel <-chan struct{}, n *node, write bool, fn func(o *openFile) error) error {
+	o, err := f.acquire(interrupt(cancel), n, write)
+	if err != nil {
+		return err
+	}
+	defer f.release(n)
+	return fn(o)
+}
+
+// openNode opens the ciphertext file of n, reads its header and checks it. renames and n.mu are held.
+//
+// A file is opened for writing whenever possible, so that a later writer can share the descriptor.
+func (f *FS) openNode(ctx interrupt, n *node, write bool) (*openFile, error) {
+	if n.kind != unix.S_IFREG {
+		return nil, unix.EINVAL
+	}
+	var fd int
+	writable := !f.readOnly
+	err := f.resolve(n, func(d *dir, e names.Entry) (err error) {
+		const flags = unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
+		if writable {
+			fd, err = unix.Openat(d.fd, e.Disk, unix.O_RDWR|flags, 0)
+			if err == nil || write || !refused(err) {
+				return err
+			}
+			writable = false
+		}
+		fd, err = unix.Openat(d.fd, e.Disk, unix.O_RDONLY|flags, 0)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	o, err := f.newOpen(ctx, n, fd, writable)
+	if err != nil {
+		unix.Close(fd)
+	}
+	return o, err
+}
+
+// refused reports whether an open for writing failed in a way that one for reading may not.
+func refused(err error) bool {
+	return err == unix.EACCES || err == unix.EPERM || err == unix.EROFS || err == unix.ETXTBSY
+}
+
+// newOpen makes the content of n over its descriptor.
+func (f *FS) newOpen(ctx interrupt, n *node, fd int, writable bool) (*openFile, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	if n != nil && (inodeOf(&st) != n.key || st.Mode&unix.S_IFMT != unix.S_IFREG) {
+		return nil, unix.ESTALE // another file was put in its place
+	}
+	var c *blockcrypt.Cipher
+	if st.Size > 0 {
+		raw := make([]byte, f.vol.Header().Size)
+		m, err := backing{fd}.ReadAt(raw, 0)
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		if c, err = f.vol.OpenFile(ctx, raw[:m]); err != nil {
+			return nil, err
+		}
+		if st.Size <= f.layout.Prologue() {
+			return nil, fmt.Errorf("%w: cut after %d bytes", blockcrypt.ErrSize, st.Size)
+		}
+	}
+	data, err := blockcrypt.Open(backing{fd}, f.layout, c, f.vol.NewFile)
+	if err != nil {
+		return nil, err
+	}
+	return &openFile{fd: fd, writable: writable, data: data}, nil
+}
+
+// upgrade reopens a file that was opened for reading only, now for writing as well. n.mu is held.
+func (f *FS) upgrade(n *node) error {
+	if f.readOnly {
+		return unix.EROFS
+	}
+	fd, err := unix.Open(procPath(n.open.fd, ""), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	// The descriptor number stays, so that requests under way are not disturbed.
+	err = unix.Dup3(fd, n.open.fd, unix.O_CLOEXEC)
+	unix.Close(fd)
+	if err == nil {
+		n.open.writable = true
+	}
+	return err
+}
+
+// Create implements [fuse.RawFileSystem]. A new file is 0 bytes long; its header comes with its first bytes.
+func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	mode := f.mode(in.NodeId, in.Mode&07777, in.Umask)
+	fd := -1
+	s := f.makeEntry(&in.InHeader, name, mode|unix.S_IFREG, &out.EntryOut, func(d *dir, disk string) (err error) {
+		// The kernel asks only where it knows of no such entry, and holds the directory's lock.
+		fd, err = unix.Openat(d.fd, disk, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+		return err
+	})
+	if s != fuse.OK {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return s
+	}
+	return f.created(cancel, f.nodes.get(out.NodeId), fd, out)
+}
+
+// created makes fd, a new and empty file, the content of n.
+func (f *FS) created(cancel <-chan struct{}, n *node, fd int, out *fuse.CreateOut) fuse.Status {
+	o, err := f.newOpen(interrupt(cancel), n, fd, true)
+	if err != nil {
+		unix.Close(fd)
+		f.nodes.forget(n.id, 1)
+		return status(err)
+	}
+	o.refs = 1
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.open != nil {
+		// Somebody who found the entry in a listing was faster.
+		unix.Close(fd)
+		n.open.refs++
+	} else {
+		n.open = o
+	}
+	out.OpenFlags = openFlags(true)
+	return fuse.OK
+}
+
+// Tmpfile implements [fuse.RawFileSystem]: a file without a name.
+func (f *FS) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	d, err := f.dir(f.nodes.get(in.NodeId))
+	if err != nil {
+		return status(err)
+	}
+	defer f.dirs.release(d)
+	mode := f.mode(in.NodeId, in.Mode&07777, in.Umask)
+	flags := unix.O_RDWR | unix.O_TMPFILE | unix.O_CLOEXEC | int(in.Flags)&unix.O_EXCL
+	fd, err := unix.Openat(d.fd, ".", flags, mode)
+	if err != nil {
+		return status(err)
+	}
+	var st unix.Stat_t
+	err = f.giveFdTo(in.Caller, d.fd, fd)
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return status(err)
+	}
+	n := f.nodes.look(&st, link{})
+	f.entryOut(n, &st, d, "", &out.EntryOut)
+	return f.created(cancel, n, fd, out)
+}
+
+// giveFdTo is giveTo for a file without a name.
+func (f *FS) giveFdTo(c fuse.Caller, dirFd, fd int) error {
+	if !f.chown {
+		return nil
+	}
+	var st, parent unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &st), unix.Fstat(dirFd, &parent)); err != nil {
+		return err
+	}
+	gid := c.Gid
+	if parent.Mode&unix.S_ISGID != 0 {
+		gid = st.Gid
+	}
+	if err := unix.Fchown(fd, int(c.Uid), int(gid)); err != nil {
+		return err
+	}
+	return unix.Fchmod(fd, st.Mode&07777)
+}
+
+// Release implements [fuse.RawFileSystem].
+func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if n := f.nodes.get(in.NodeId); n != nil {
+		f.release(n)
+	}
+}

@@ -1,0 +1,113 @@
+package fs
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kmsfs/kmsfs/names"
+)
+
+// SetAttr implements [fuse.RawFileSystem]: owner, mode, size and times, in that order, because a change of owner clears
+// set-ID bits and a change of size sets times.
+func (f *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n := f.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if err := f.setattr(cancel, n, in); err != nil {
+		return f.fail(n, "change", err)
+	}
+	return f.getattr(n, out)
+}
+
+func (f *FS) setattr(cancel <-chan struct{}, n *node, in *fuse.SetAttrIn) error {
+	uid, setUID := in.GetUID()
+	gid, setGID := in.GetGID()
+	if setUID || setGID {
+		if err := f.on(n, func(fd int, disk string, flags int) error {
+			return unix.Fchownat(fd, disk, int(int32(uid)), int(int32(gid)), flags)
+		}); err != nil {
+			return err
+		}
+		if err := f.dropCapability(n); err != nil {
+			return err
+		}
+	}
+	if mode, ok := in.GetMode(); ok {
+		if err := f.on(n, func(fd int, disk string, flags int) error {
+			if disk == "" {
+				return unix.Fchmod(fd, mode)
+			}
+			return chmodat(fd, disk, mode)
+		}); err != nil {
+			return err
+		}
+	}
+	if size, ok := in.GetSize(); ok {
+		if int64(size) < 0 {
+			return unix.EFBIG
+		}
+		err := f.using(cancel, n, true, func(o *openFile) error {
+			if err := f.killPrivileges(n, in.Valid&fuse.FATTR_KILL_SUIDGID != 0); err != nil {
+				return err
+			}
+			return o.data.Truncate(int64(size))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return f.setTimes(n, in)
+}
+
+func (f *FS) setTimes(n *node, in *fuse.SetAttrIn) error {
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_OMIT}}
+	switch {
+	case in.Valid&fuse.FATTR_ATIME_NOW != 0:
+		times[0].Nsec = unix.UTIME_NOW
+	case in.Valid&fuse.FATTR_ATIME != 0:
+		times[0] = unix.Timespec{Sec: int64(in.Atime), Nsec: int64(in.Atimensec)}
+	}
+	switch {
+	case in.Valid&fuse.FATTR_MTIME_NOW != 0:
+		times[1].Nsec = unix.UTIME_NOW
+	case in.Valid&fuse.FATTR_MTIME != 0:
+		times[1] = unix.Timespec{Sec: int64(in.Mtime), Nsec: int64(in.Mtimensec)}
+	}
+	if times[0].Nsec == unix.UTIME_OMIT && times[1].Nsec == unix.UTIME_OMIT {
+		return nil
+	}
+	return f.on(n, func(fd int, disk string, flags int) error {
+		if disk == "" {
+			return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd, ""), times, 0)
+		}
+		return unix.UtimesNanoAt(fd, disk, times, flags)
+	})
+}
+
+// on calls fn with what *at calls need to reach n: its descriptor, an empty name and AT_EMPTY_PATH if it is open, else a directory, a
+// name and AT_SYMLINK_NOFOLLOW.
+func (f *FS) on(n *node, fn func(fd int, disk string, flags int) error) error {
+	open, err := f.withOpen(n, func(o *openFile) error { return fn(o.fd, "", unix.AT_EMPTY_PATH) })
+	if open {
+		return err
+	}
+	return f.at(n, func(d *dir, e names.Entry) error { return fn(d.fd, e.Disk, unix.AT_SYMLINK_NOFOLLOW) })
+}
+
+// dropCapability removes the file capabilities of n, as a change of owner does.
+func (f *FS) dropCapability(n *node) error {
+	if n.kind != unix.S_IFREG {
+		return nil
+	}
+	x, ok := f.names.XattrName(capabilityName)
+	if !ok {
+		return nil
+	}
+	err := f.onPath(n, func(path string) error { return unix.Lremovexattr(path, x.Disk) })
+	if err == unix.ENODATA || err == unix.EOPNOTSUPP || err == unix.EPERM {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,198 @@
+package fs
+
+import (
+	"bytes"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kmsfs/kmsfs/names"
+)
+
+const (
+	capabilityName = "security.capability"
+	aclAccessName  = "system.posix_acl_access"
+	aclDefaultName = "system.posix_acl_default"
+)
+
+// onPath calls fn with a path to n for the system calls of extended attributes, which know no *at form.
+func (f *FS) onPath(n *node, fn func(path string) error) error {
+	return f.at(n, func(d *dir, e names.Entry) error { return fn(procPath(d.fd, e.Disk)) })
+}
+
+// An xattrCalls reaches the stored attributes of an inode.
+type xattrCalls struct {
+	get    func(name string, dst []byte) (int, error)
+	set    func(name string, value []byte, flags int) error
+	remove func(name string) error
+	list   func(dst []byte) (int, error)
+}
+
+// xattrs calls fn with the way to n's attributes: through its descriptor if it is open.
+func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
+	if n == nil {
+		return unix.ESTALE
+	}
+	open, err := f.withOpen(n, func(o *openFile) error {
+		return fn(xattrCalls{
+			func(name string, dst []byte) (int, error) { return unix.Fgetxattr(o.fd, name, dst) },
+			func(name string, value []byte, flags int) error { return unix.Fsetxattr(o.fd, name, value, flags) },
+			func(name string) error { return unix.Fremovexattr(o.fd, name) },
+			func(dst []byte) (int, error) { return unix.Flistxattr(o.fd, dst) },
+		})
+	})
+	if open {
+		return err
+	}
+	return f.onPath(n, func(path string) error {
+		return fn(xattrCalls{
+			func(name string, dst []byte) (int, error) { return unix.Lgetxattr(path, name, dst) },
+			func(name string, value []byte, flags int) error { return unix.Lsetxattr(path, name, value, flags) },
+			func(name string) error { return unix.Lremovexattr(path, name) },
+			func(dst []byte) (int, error) { return unix.Llistxattr(path, dst) },
+		})
+	})
+}
+
+// whole reads something whose size is not known: an attribute or a list of them.
+func whole(get func(dst []byte) (int, error)) ([]byte, error) {
+	buf := make([]byte, 512)
+	for {
+		n, err := get(buf)
+		if err == nil {
+			return buf[:n], nil
+		}
+		if err != unix.ERANGE || len(buf) > 1<<17 {
+			return nil, err
+		}
+		buf = make([]byte, 4*len(buf))
+	}
+}
+
+func isACL(name string) bool { return name == aclAccessName || name == aclDefaultName }
+
+// GetXAttr implements [fuse.RawFileSystem].
+func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	n := f.nodes.get(in.NodeId)
+	var value []byte
+	x, stored := f.names.XattrName(name)
+	err := f.xattrs(n, func(c xattrCalls) (err error) {
+		disk := x.Disk
+		switch {
+		case isACL(name):
+			disk = name
+		case !stored:
+			return unix.EOPNOTSUPP
+		}
+		value, err = whole(func(dst []byte) (int, error) { return c.get(disk, dst) })
+		return err
+	})
+	if err == nil && stored {
+		value, err = f.names.OpenXattr(x, value)
+		if err != nil {
+			return 0, f.fail(n, "read attribute of", err)
+		}
+	}
+	if err != nil {
+		return 0, status(err)
+	}
+	return fit(value, dest)
+}
+
+// fit answers a request for an attribute or a list: an empty dest asks for the size only.
+func fit(value, dest []byte) (uint32, fuse.Status) {
+	if len(dest) < len(value) {
+		return uint32(len(value)), fuse.ERANGE
+	}
+	copy(dest, value)
+	return uint32(len(value)), fuse.OK
+}
+
+// ListXAttr implements [fuse.RawFileSystem]. Attributes that this volume did not seal are left out.
+func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	var list bytes.Buffer
+	err := f.xattrs(f.nodes.get(in.NodeId), func(c xattrCalls) error {
+		raw, err := whole(c.list)
+		if err != nil {
+			return err
+		}
+		for _, disk := range strings.Split(strings.TrimSuffix(string(raw), "\x00"), "\x00") {
+			if full, ok := f.attributeName(c, disk); ok {
+				list.WriteString(full + "\x00")
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, status(err)
+	}
+	return fit(list.Bytes(), dest)
+}
+
+// attributeName returns the plaintext name of a stored attribute, if it is one of ours.
+func (f *FS) attributeName(c xattrCalls, disk string) (string, bool) {
+	if isACL(disk) {
+		return disk, true
+	}
+	hashed, ok := names.IsXattr(disk)
+	if !ok {
+		return "", false
+	}
+	var value []byte
+	if hashed {
+		var err error
+		if value, err = whole(func(dst []byte) (int, error) { return c.get(disk, dst) }); err != nil {
+			return "", false
+		}
+	}
+	full, err := f.names.OpenXattrName(disk, value)
+	if err != nil {
+		f.log.Error("extended attribute does not authenticate", "attribute", disk, "err", err)
+	}
+	return full, err == nil
+}
+
+// SetXAttr implements [fuse.RawFileSystem].
+func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
+	n := f.nodes.get(in.NodeId)
+	return status(f.xattrs(n, func(c xattrCalls) error {
+		if isACL(name) {
+			defer f.aclChanged(n)
+			return c.set(name, data, int(in.Flags))
+		}
+		x, ok := f.names.XattrName(name)
+		if !ok {
+			return unix.EOPNOTSUPP
+		}
+		if name == capabilityName && n.open != nil {
+			n.open.killed = false // xattrs holds n.mu while the file is open
+		}
+		return c.set(x.Disk, f.names.SealXattr(x, data), int(in.Flags))
+	}))
+}
+
+// aclChanged makes inherits look again.
+func (f *FS) aclChanged(n *node) {
+	if d := f.dirs.cached(n); d != nil {
+		d.acl.Store(aclUnknown)
+		f.dirs.release(d)
+	}
+}
+
+// RemoveXAttr implements [fuse.RawFileSystem].
+func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	n := f.nodes.get(in.NodeId)
+	return status(f.xattrs(n, func(c xattrCalls) error {
+		if isACL(name) {
+			defer f.aclChanged(n)
+			return c.remove(name)
+		}
+		x, ok := f.names.XattrName(name)
+		if !ok {
+			return unix.EOPNOTSUPP
+		}
+		return c.remove(x.Disk)
+	}))
+}
