@@ -68,7 +68,7 @@ func (k *Keys) OpenXattrName(disk string, value []byte) (string, error) {
 		if err != nil || len(b) < 1 || len(b) < 1+int(b[0]) {
 			return "", ErrAuth
 		}
-		full = string(b[1 : 1+b[0]])
+		full = string(b[1 : 1+int(b[0])])
 	} else {
 		c, err := strict.DecodeString(rest)
 		if err != nil {

@@ -1,0 +1,168 @@
+package header
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"testing"
+
+	"github.com/kmsfs/kmsfs/keyring"
+)
+
+// example is a header under the data key 00 01 … 1f.
+func example(t testing.TB) (*Header, keyring.DataKey, []byte) {
+	t.Helper()
+	dk := make(keyring.DataKey, 32)
+	for i := range dk {
+		dk[i] = byte(i)
+	}
+	h := &Header{
+		Kind: File, Algorithm: AES256GCM, SegmentSize: 4096, Size: 1536, FileID: ID{1, 2, 3},
+		Context: keyring.EncryptionContext{"project": "demo", "zone": "a"},
+		EDKs: []keyring.EncryptedDataKey{
+			{CMK: "local:00112233445566778899aabbccddeeff", Wrapped: bytes.Repeat([]byte{7}, 80)},
+			{CMK: "acs:kms:cn-hangzhou:1:key/x", Wrapped: bytes.Repeat([]byte{8}, 108)},
+		},
+	}
+	raw, err := h.Seal(dk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, dk, raw
+}
+
+func TestRoundTrip(t *testing.T) {
+	want, dk, raw := example(t)
+	if len(raw) != want.Size {
+		t.Fatalf("Seal returned %d bytes, want %d", len(raw), want.Size)
+	}
+	got, err := Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.Verify(dk); err != nil {
+		t.Fatal(err)
+	}
+	if got.FileID != want.FileID || got.KeyID != KeyID(dk) || !got.Context.Equal(want.Context) || len(got.EDKs) != 2 {
+		t.Errorf("parsed %+v", got)
+	}
+	other := bytes.Repeat([]byte{1}, 32)
+	if err := got.Verify(other); !errors.Is(err, ErrAuth) {
+		t.Errorf("Verify under another data key: %v", err)
+	}
+}
+
+func TestFlipAnyBit(t *testing.T) {
+	_, dk, raw := example(t)
+	for i := range raw {
+		for bit := range 8 {
+			raw[i] ^= 1 << bit
+			if h, err := Parse(raw); err == nil {
+				if err := h.Verify(dk); !errors.Is(err, ErrAuth) {
+					t.Errorf("bit %d of byte %d: Verify says %v", bit, i, err)
+				}
+			}
+			raw[i] ^= 1 << bit
+		}
+	}
+}
+
+func TestCutAtEveryLength(t *testing.T) {
+	_, _, raw := example(t)
+	for n := range raw {
+		if _, err := Parse(raw[:n]); !errors.Is(err, ErrFormat) {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
+}
+
+func TestKeyCommitment(t *testing.T) {
+	// A header whose MAC is right under the key, but whose commitment is another key's.
+	h, dk, _ := example(t)
+	raw, err := h.Seal(dk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged.commitment[0] ^= 1
+	if err := forged.Verify(dk); !errors.Is(err, ErrAuth) {
+		t.Errorf("Verify: %v", err)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	h, dk, raw := example(t)
+	used, err := h.Used()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		edit func(b []byte)
+		want error
+	}{
+		"Magic":         {func(b []byte) { b[0] = 'K' }, ErrFormat},
+		"NewerReader":   {func(b []byte) { b[9] = 2 }, ErrVersion},
+		"Kind":          {func(b []byte) { b[10] = 3 }, ErrFormat},
+		"Algorithm":     {func(b []byte) { b[11] = 9 }, ErrFormat},
+		"SegmentSize":   {func(b []byte) { b[12] = 40 }, ErrFormat},
+		"Flags":         {func(b []byte) { b[15] = 2 }, ErrFormat},
+		"FileWithFlag":  {func(b []byte) { b[15] = 1 }, ErrFormat},
+		"HugeSize":      {func(b []byte) { binary.BigEndian.PutUint32(b[16:], 1<<31) }, ErrFormat},
+		"HugeUsed":      {func(b []byte) { binary.BigEndian.PutUint32(b[20:], 1<<31) }, ErrFormat},
+		"HugeContext":   {func(b []byte) { b[56], b[57] = 0xff, 0xff }, ErrFormat},
+		"Padding":       {func(b []byte) { b[used] = 1 }, ErrFormat},
+		"LastPadding":   {func(b []byte) { b[len(b)-1] = 1 }, ErrFormat},
+		"UsedTooLarge":  {func(b []byte) { binary.BigEndian.PutUint32(b[20:], uint32(used+1)) }, ErrFormat},
+		"ContextCounts": {func(b []byte) { b[59]++ }, ErrFormat},
+	} {
+		b := bytes.Clone(raw)
+		c.edit(b)
+		if _, err := Parse(b); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+	h.EDKs = make([]keyring.EncryptedDataKey, MaxEDKs+1)
+	if _, err := h.Seal(dk); err == nil {
+		t.Error("Seal accepts too many EDKs")
+	}
+	h.EDKs = []keyring.EncryptedDataKey{{CMK: "x", Wrapped: make([]byte, MaxWrapped+1)}}
+	if _, err := h.Seal(dk); err == nil {
+		t.Error("Seal accepts an overlong wrapped key")
+	}
+	h.EDKs = []keyring.EncryptedDataKey{{CMK: "x", Wrapped: []byte{1}}, {CMK: "x", Wrapped: []byte{2}}}
+	if _, err := h.Seal(dk); err == nil {
+		t.Error("Seal accepts one CMK twice")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	_, _, raw := example(f)
+	f.Add(raw)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := Parse(b)
+		if err != nil {
+			return
+		}
+		again, err := h.appendSigned(nil)
+		if err != nil {
+			t.Fatalf("parsed, but cannot be marshalled: %v", err)
+		}
+		again = append(again, h.mac[:]...)
+		again = append(again, make([]byte, h.Size-len(again))...)
+		if !bytes.Equal(again, b[:h.Size]) {
+			t.Fatal("a second spelling of a header")
+		}
+	})
+}
+
+func BenchmarkSeal(b *testing.B) {
+	h, dk, _ := example(b)
+	for b.Loop() {
+		if _, err := h.Seal(dk); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
