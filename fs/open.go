@@ -29,7 +29,9 @@ func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		return fuse.Status(unix.ESTALE)
 	}
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
-	if _, err := f.acquire(interrupt(cancel), n, write); err != nil {
+	if _, err := f.acquire(interrupt(cancel), n, write); err == unix.ESTALE {
+		return fuse.ENOENT // its name went to another file meanwhile
+	} else if err != nil {
 		return f.fail(n, "open", err)
 	}
 	out.OpenFlags = openFlags(write)

@@ -105,7 +105,7 @@ func (f *FS) dropCapability(n *node) error {
 	if !ok {
 		return nil
 	}
-	err := f.onPath(n, func(path string) error { return unix.Lremovexattr(path, x.Disk) })
+	err := f.xattrs(n, func(c xattrCalls) error { return c.remove(x.Disk) })
 	if err == unix.ENODATA || err == unix.EOPNOTSUPP || err == unix.EPERM {
 		return nil
 	}

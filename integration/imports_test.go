@@ -1,0 +1,126 @@
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/kmsfs/kmsfs/"
+
+// allowed says what each package may import beyond the standard library, docs/design.md.
+var allowed = map[string][]string{
+	"keyring":       nil,
+	"keyring/local": {module + "keyring"},
+	"header":        {module + "keyring"},
+	"blockcrypt":    {"github.com/emmansun/gmsm/"},
+	"names":         {"github.com/tink-crypto/tink-go/"},
+	"volume": {module + "blockcrypt", module + "header", module + "keyring", module + "names",
+		"golang.org/x/sys/unix", "golang.org/x/sync/singleflight"},
+	"fs": {module + "blockcrypt", module + "header", module + "keyring", module + "names", module + "volume",
+		"github.com/hanwen/go-fuse/", "golang.org/x/sys/unix"},
+}
+
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "../...").Output()
+	must(t, err)
+	checked := 0
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		may, known := allowed[strings.TrimPrefix(p.ImportPath, module)]
+		if !known {
+			continue
+		}
+		checked++
+		for _, imported := range p.Imports {
+			if first, _, _ := strings.Cut(imported, "/"); !strings.Contains(first, ".") {
+				continue // standard library
+			}
+			if !slices.ContainsFunc(may, func(m string) bool {
+				return imported == m || strings.HasSuffix(m, "/") && strings.HasPrefix(imported, m)
+			}) {
+				t.Errorf("%s imports %s", p.ImportPath, imported)
+			}
+		}
+	}
+	if checked != len(allowed) {
+		t.Errorf("%d packages checked, want %d", checked, len(allowed))
+	}
+}
+
+// TestDesignNamesItsTests finds every test that docs/design.md names.
+func TestDesignNamesItsTests(t *testing.T) {
+	doc, err := os.ReadFile("../docs/design.md")
+	must(t, err)
+	var sources strings.Builder
+	for _, pattern := range []string{"*_test.go", "../*/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		must(t, err)
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			must(t, err)
+			sources.Write(b)
+		}
+	}
+	found := regexp.MustCompile("Test[A-Z][A-Za-z]+").FindAllString(string(doc), -1)
+	if len(found) < 10 {
+		t.Fatalf("only %d tests are named", len(found))
+	}
+	for _, name := range found {
+		if !strings.Contains(sources.String(), "func "+name+"(") {
+			t.Errorf("docs/design.md names %s, which does not exist", name)
+		}
+	}
+}
+
+// TestManual finds every flag and exit code of the program in its man page.
+func TestManual(t *testing.T) {
+	manual, err := os.ReadFile("../docs/kmsfs.1.md")
+	must(t, err)
+	v := bareVolume(t)
+	flags := regexp.MustCompile(`--[a-z-]+`)
+	seen := 0
+	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"inspect", "--help"}} {
+		for _, flag := range flags.FindAllString(v.ok(t, command...), -1) {
+			seen++
+			if flag != "--help" && flag != "--version" && !strings.Contains(string(manual), "**"+flag+"**") {
+				t.Errorf("%v: %s is not in the manual", command, flag)
+			}
+		}
+	}
+	if seen < 10 {
+		t.Errorf("only %d flags", seen)
+	}
+}
+
+// TestUnit lets systemd check the unit.
+func TestUnit(t *testing.T) {
+	dir := t.TempDir()
+	unit, err := os.ReadFile("../contrib/kmsfs@.service")
+	must(t, err)
+	path := filepath.Join(dir, "kmsfs@.service")
+	must(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(unit), "/usr/local/bin/kmsfs", binary)), 0o644))
+	out, err := exec.Command("systemd-analyze", "verify", "--man=no", path).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "kmsfs@") {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+	out, err = exec.Command("systemd-analyze", "security", "--offline=yes", "--threshold=70", "--no-pager", path).CombinedOutput()
+	if err != nil {
+		t.Errorf("security: %v\n%s", err, out)
+	}
+}
