@@ -45,18 +45,20 @@ var (
 // A Keyring is one local CMK. It prints as the CMK's URI.
 type Keyring struct {
 	id  [idSize]byte
-	key *[keySize]byte // a pointer, so that no verb prints the key of a Keyring inside another value
+	key func() []byte // a function, so that no verb prints the key of a Keyring inside another value
 }
 
 var _ keyring.Keyring = (*Keyring)(nil)
 
 // Generate makes a new CMK and writes it to path, which must not exist. Once it returns, the file is durable.
 func Generate(path string) (_ *Keyring, err error) {
-	k := &Keyring{key: new([keySize]byte)}
+	key := make([]byte, keySize)
+	rand.Read(key)
+	k := &Keyring{key: func() []byte { return key }}
 	rand.Read(k.id[:])
-	rand.Read(k.key[:])
-	line := hex.AppendEncode([]byte(magic+" "), k.id[:])
-	line = hex.AppendEncode(append(line, ' '), k.key[:])
+	line := append(make([]byte, 0, maxFile), magic+" "...)
+	line = hex.AppendEncode(line, k.id[:])
+	line = hex.AppendEncode(append(line, ' '), key)
 	line = append(line, '\n')
 	defer clear(line)
 
@@ -121,9 +123,10 @@ func parse(line []byte) (k *Keyring, ok bool) {
 		len(fields[1]) != hex.EncodedLen(idSize) || len(fields[2]) != hex.EncodedLen(keySize) {
 		return nil, false
 	}
-	k = &Keyring{key: new([keySize]byte)}
+	key := make([]byte, keySize)
+	k = &Keyring{key: func() []byte { return key }}
 	_, err1 := hex.Decode(k.id[:], fields[1])
-	_, err2 := hex.Decode(k.key[:], fields[2])
+	_, err2 := hex.Decode(key, fields[2])
 	return k, err1 == nil && err2 == nil
 }
 
@@ -179,7 +182,7 @@ func (k *Keyring) DecryptDataKey(ctx context.Context, edks []keyring.EncryptedDa
 
 // aead is the cipher for one wrapped key: its key comes from a random salt and is used once, so its nonce may be zero.
 func (k *Keyring) aead(salt []byte) cipher.AEAD {
-	key, err := hkdf.Key(sha256.New, k.key[:], salt, "kmsfs local v1 wrap", 32)
+	key, err := hkdf.Key(sha256.New, k.key(), salt, "kmsfs local v1 wrap", 32)
 	if err != nil {
 		panic("local: internal error: " + err.Error())
 	}
