@@ -135,3 +135,27 @@ func returned(line []byte) (n int) {
 	}
 	return n
 }
+
+// TestListingOpensNothing shows that names and sizes of a directory come from the directory and stat alone.
+func TestListingOpensNothing(t *testing.T) {
+	v := newVolume(t)
+	shell(t, v.mount(t), `for i in $(seq 200); do echo $i > f$i; done`)
+	v.umount(t)
+	plain := v.mount(t)
+	pid := strings.TrimSpace(shell(t, v.dir, `pgrep -f "^[^ ]*kmsfs mount.*`+v.cipher+`"`))
+	trace := filepath.Join(v.dir, "trace")
+	must(t, os.WriteFile(filepath.Join(v.dir, "trace.sh"), []byte(`strace -f -qq -e trace=openat,pread64,newfstatat -o `+trace+` -p `+pid+` & s=$!
+		for i in $(seq 100); do grep -q "TracerPid:	[1-9]" /proc/`+pid+`/status && break; sleep 0.05; done
+		ls -l | wc -l; kill $s; wait $s || true`), 0o755))
+	if got := strings.TrimSpace(shell(t, plain, "bash "+v.dir+"/trace.sh")); got != "201" {
+		t.Fatalf("ls printed %s lines", got)
+	}
+	b, err := os.ReadFile(trace)
+	must(t, err)
+	if stats := bytes.Count(b, []byte("newfstatat(")); stats < 200 {
+		t.Errorf("only %d calls of stat: the trace is not whole", stats)
+	}
+	if opens := bytes.Count(b, []byte("openat(")); opens > 1 || bytes.Contains(b, []byte("pread64(")) {
+		t.Errorf("listing 200 files opened %d:\n%s", opens, b)
+	}
+}
