@@ -5,7 +5,7 @@ GO      ?= go
 
 LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume
 
-.PHONY: all build deps demo test check unit race integration fuzz install uninstall clean
+.PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz install uninstall clean
 
 all: build
 
@@ -18,7 +18,7 @@ deps:
 demo: deps build
 	@./scripts/demo.sh
 
-test: deps check unit race integration
+test: deps check unit race bench-check integration
 
 check:
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
@@ -33,6 +33,17 @@ race:
 # The tests drive the built binary on real mounts; they need root and FUSE.
 integration:
 	$(GO) test -count=1 -timeout 10m ./integration/...
+
+# Side by side with gocryptfs, securefs, a loopback and ext4; docs/performance.md tells how to read the table.
+bench:
+	cd integration/bench && $(GO) run .
+
+bench-quick:
+	cd integration/bench && $(GO) run . -quick
+
+# Every row once on kmsfs alone, for errors only.
+bench-check:
+	cd integration/bench && $(GO) run . -check >/dev/null
 
 # Ten seconds for each parser; longer with FUZZTIME=10m.
 FUZZTIME ?= 10s
