@@ -17,6 +17,7 @@ import (
 //	PunchHole(off, n int64) error        // zero a range and free its space; else zeros are written
 //	Preallocate(off, n int64) error      // make sure that writes to a range find space; else nothing is done
 //	SeekData(off int64) (int64, error)   // the next offset that may hold data, io.EOF if none; else all is data
+//	Begin(); End()                       // called around the changes of one operation, which belong together
 type Backing interface {
 	io.ReaderAt
 	io.WriterAt
@@ -55,6 +56,23 @@ func Open(b Backing, l Layout, c *Cipher, fresh Fresh) (*File, error) {
 	}
 	f.size, f.bad = plain, !ok
 	return f, nil
+}
+
+// change locks f for an operation that changes it; the function returned ends it.
+func (f *File) change() (done func()) {
+	b, ok := f.b.(interface {
+		Begin()
+		End()
+	})
+	f.mu.Lock()
+	if !ok {
+		return f.mu.Unlock
+	}
+	b.Begin()
+	return func() {
+		f.mu.Unlock()
+		b.End() // it may wait: readers need not
+	}
 }
 
 // Size returns the plaintext size in bytes.

@@ -209,8 +209,7 @@ func (f *File) trimHoles(from int64) error {
 
 // Flush stores the hole maps that writes have changed. Until then they permit more than they need to, never less.
 func (f *File) Flush() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.change()()
 	f.holes.mu.Lock()
 	defer f.holes.mu.Unlock()
 	for k := range f.holes.maps {

@@ -7,8 +7,7 @@ import (
 
 // Truncate changes the size to n bytes. Growing leaves a hole; cutting to 0 drops the header, so that the next byte written gets a new one.
 func (f *File) Truncate(n int64) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.change()()
 	switch {
 	case n < 0:
 		return errors.New("blockcrypt: negative size")
@@ -73,8 +72,7 @@ func (f *File) shrink(n int64) error {
 
 // PunchHole makes a range read as zeros and frees the space of whole segments in it; the size stays.
 func (f *File) PunchHole(off, n int64) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.change()()
 	if off < 0 || n < 0 {
 		return errors.New("blockcrypt: negative range")
 	}
@@ -145,8 +143,7 @@ func (f *File) punch(off, n int64) error {
 
 // Allocate reserves space for a range, as far as the backing can. The file grows to hold the range.
 func (f *File) Allocate(off, n int64) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.change()()
 	if off < 0 || n <= 0 {
 		return errors.New("blockcrypt: bad range")
 	}

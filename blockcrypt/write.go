@@ -7,8 +7,7 @@ import (
 
 // WriteAt implements [io.WriterAt]; it extends the file as needed, leaving a hole where nothing was written.
 func (f *File) WriteAt(p []byte, off int64) (n int, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	defer f.change()()
 	if off < 0 {
 		return 0, errors.New("blockcrypt: negative offset")
 	}

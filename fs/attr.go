@@ -55,7 +55,7 @@ func (f *FS) stat(n *node, st *unix.Stat_t) error {
 		return err
 	}
 	return f.at(n, func(d *dir, e names.Entry) error {
-		if err := unix.Fstatat(d.fd, e.Disk, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := f.statEntry(d, e.Disk, st); err != nil {
 			return err
 		}
 		if inodeOf(st) != n.key {
@@ -75,7 +75,20 @@ func (f *FS) statOpen(n *node, st *unix.Stat_t) (ok bool, err error) {
 	if n.open == nil {
 		return false, nil
 	}
-	return true, unix.Fstat(n.open.fd, st)
+	return true, f.statWith(st, func() error { return unix.Fstat(n.open.fd, st) })
+}
+
+// statEntry reads the attributes of an entry of d. The size of a file counts what its journal has not put in place yet.
+func (f *FS) statEntry(d *dir, disk string, st *unix.Stat_t) error {
+	return f.statWith(st, func() error { return unix.Fstatat(d.fd, disk, st, unix.AT_SYMLINK_NOFOLLOW) })
+}
+
+func (f *FS) statWith(st *unix.Stat_t, stat func() error) error {
+	size, ok, err := f.journal.Stat(func() inode { return inodeOf(st) }, stat)
+	if ok && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		st.Size = size
+	}
+	return err
 }
 
 // attr converts the attributes of a ciphertext entry to those of the plaintext.
@@ -145,10 +158,17 @@ func (f *FS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse
 // found looks an entry of d up and answers with it.
 func (f *FS) found(d *dir, e names.Entry, name string, out *fuse.EntryOut) error {
 	var st unix.Stat_t
-	if err := unix.Fstatat(d.fd, e.Disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := f.statEntry(d, e.Disk, &st); err != nil {
 		return err
 	}
 	n := f.nodes.look(&st, link{d.node, name})
+	if f.journal.Doubts() {
+		f.examineEntry(n, d, e.Disk)
+		if err := f.statEntry(d, e.Disk, &st); err != nil {
+			f.nodes.forget(n.id, 1)
+			return err
+		}
+	}
 	f.entryOut(n, &st, d, e.Disk, out)
 	return nil
 }
@@ -183,20 +203,20 @@ func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse
 	}
 	var sx unix.Statx_t
 	const mask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
-	open, err := f.withOpen(n, func(o *openFile) error {
-		return unix.Statx(o.fd, "", unix.AT_EMPTY_PATH, mask, &sx)
-	})
-	if !open {
-		err = f.at(n, func(d *dir, e names.Entry) error {
-			return unix.Statx(d.fd, e.Disk, unix.AT_SYMLINK_NOFOLLOW, mask, &sx)
+	st := unix.Stat_t{Ino: n.key.Ino, Dev: n.key.Dev}
+	sizes := func(fd int, name string, flags int) error {
+		return f.statWith(&st, func() error {
+			err := unix.Statx(fd, name, flags, mask, &sx)
+			st.Mode, st.Size = uint32(sx.Mode), int64(sx.Size)
+			return err
 		})
 	}
+	err := f.on(n, sizes)
 	if err != nil {
 		return status(err)
 	}
 	out.SetTimeout(lifetime)
 	out.Statx.FromStatx(&sx)
-	st := unix.Stat_t{Mode: uint32(sx.Mode), Size: int64(sx.Size)}
 	out.Statx.Size = f.size(&st, func() (string, error) { return f.readlink(n) })
 	out.Statx.Attributes, out.Statx.AttributesMask = 0, 0 // those of the ciphertext are not ours
 	return fuse.OK

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -215,8 +216,9 @@ func (f *FS) putLongTarget(blob []byte) (disk string, err error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = backing{fd}.WriteAt(blob, 0)
-	err = errors.Join(err, unix.Fsync(fd), unix.Close(fd))
+	file := os.NewFile(uintptr(fd), path)
+	_, err = file.Write(blob)
+	err = errors.Join(err, file.Sync(), file.Close())
 	if err != nil {
 		_ = unix.Unlinkat(f.vol.MetaFd(), path, 0)
 	}

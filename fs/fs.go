@@ -7,7 +7,7 @@
 // The mount is the volume's only writer (its lock says so), so the kernel may keep attributes, entries, absent entries, symbolic
 // links, directory listings and data for as long as it likes.
 //
-// Lock order: FS.renames, then node.mu, then table.mu or dirs.mu. No lock of table or dirs is held over a system call.
+// Lock order: FS.renames, then node.mu, then those of blockcrypt and journal, then table.mu or dirs.mu. No lock of table or dirs is held over a system call.
 package fs
 
 import (
@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/names"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -42,8 +43,10 @@ type Config struct {
 	Volume     *volume.Volume // unlocked and locked
 	AllowOther bool           // let users other than the one who mounts in; the kernel checks permissions
 	ReadOnly   bool           // refuse every change
-	Options    []string       // mount options as the kernel spells them, such as "suid" or "noexec"; nosuid,nodev is the default
-	Logger     *slog.Logger   // default: slog.Default()
+	// StorageReadOnly says that the ciphertext cannot be written to, so that nothing may be left to replay; ReadOnly must be set, too.
+	StorageReadOnly bool
+	Options         []string     // mount options as the kernel spells them, such as "suid" or "noexec"; nosuid,nodev is the default
+	Logger          *slog.Logger // default: slog.Default()
 }
 
 // A Server is a mounted volume.
@@ -64,6 +67,7 @@ type FS struct {
 	chown    bool // new entries can be given to their caller
 	log      *slog.Logger
 
+	journal *journal.Journal
 	nodes   table
 	dirs    dirs
 	handles handles
@@ -98,6 +102,10 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 	if err := f.openRoot(); err != nil {
 		return nil, err
 	}
+	f.journal, err = journal.Open(c.Volume.RootFd(), c.Volume.MetaFd(), journal.Options{ReadOnly: c.StorageReadOnly, Logger: c.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Volume.Dir(), err)
+	}
 	opts := &fuse.MountOptions{
 		AllowOther:               c.AllowOther,
 		Options:                  append([]string{"default_permissions"}, c.Options...),
@@ -120,6 +128,7 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 	}
 	srv, err := fuse.NewServer(f, mountpoint, opts)
 	if err != nil {
+		f.close()
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
 	go srv.Serve()
@@ -142,6 +151,9 @@ func (s *Server) Unmount() error { return s.srv.Unmount() }
 // close gives back what is still open: nothing, unless the connection was cut.
 func (f *FS) close() {
 	f.nodes.each(func(n *node) { f.forceClose(n) })
+	if err := f.journal.Close(); err != nil {
+		f.log.Error("cannot put all changes in place; the next mount will", "volume", f.vol.Dir(), "err", err)
+	}
 	f.dirs.closeAll()
 }
 

@@ -100,7 +100,11 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if o == nil {
 		return fuse.OK
 	}
-	return f.fail(n, "write", o.data.Flush())
+	err := o.data.Flush()
+	if err == nil {
+		err = o.file.Save()
+	}
+	return f.fail(n, "write", err)
 }
 
 // Fsync implements [fuse.RawFileSystem].
@@ -112,11 +116,8 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if err := o.data.Flush(); err != nil {
 		return f.fail(n, "sync", err)
 	}
-	sync := unix.Fsync
-	if in.FsyncFlags&1 != 0 {
-		sync = unix.Fdatasync
-	}
-	return f.fail(n, "sync", again(func() error { return sync(o.fd) }))
+	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
+	return f.fail(n, "sync", o.file.Sync(in.FsyncFlags&dataOnly != 0))
 }
 
 // Fallocate implements [fuse.RawFileSystem]: plain, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; the kernel passes no other mode.
@@ -142,9 +143,9 @@ func allocate(o *openFile, off, size int64, mode uint32) error {
 		if keep && off+size > o.data.Size() {
 			// Space past the end is only a promise: the backing keeps it as far as it can.
 			if o.data.Size() == 0 {
-				return backing{o.fd}.Preallocate(off, size)
+				return o.file.Preallocate(off, size)
 			}
-			return backing{o.fd}.Preallocate(off, size+size/64)
+			return o.file.Preallocate(off, size+size/64)
 		}
 		return o.data.Allocate(off, size)
 	case unix.FALLOC_FL_PUNCH_HOLE:

@@ -2,7 +2,6 @@ package fs
 
 import (
 	"errors"
-	"fmt"
 	"io"
 
 	"golang.org/x/sys/unix"
@@ -10,16 +9,17 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/names"
 )
 
 // An openFile is the content of a file that somebody has open. All openers of an inode share it.
 type openFile struct {
-	fd       int
-	writable bool
-	data     *blockcrypt.File
-	refs     int  // openers; guarded by node.mu
-	killed   bool // file capabilities were looked for since the file was opened; guarded by node.mu
+	fd     int           // of file: for its attributes
+	file   *journal.File // the ciphertext
+	data   *blockcrypt.File
+	refs   int  // openers; guarded by node.mu
+	killed bool // file capabilities were looked for since the file was opened; guarded by node.mu
 }
 
 // Open implements [fuse.RawFileSystem].
@@ -50,6 +50,11 @@ func openFlags(write bool) uint32 {
 func (f *FS) acquire(ctx interrupt, n *node, write bool) (*openFile, error) {
 	f.renames.RLock()
 	defer f.renames.RUnlock()
+	return f.acquireLocked(ctx, n, write)
+}
+
+// acquireLocked is acquire for callers that hold renames.
+func (f *FS) acquireLocked(ctx interrupt, n *node, write bool) (*openFile, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open == nil {
@@ -58,7 +63,7 @@ func (f *FS) acquire(ctx interrupt, n *node, write bool) (*openFile, error) {
 			return nil, err
 		}
 		n.open = o
-	} else if write && !n.open.writable {
+	} else if write && !n.open.file.Writable() {
 		if err := f.upgrade(n); err != nil {
 			return nil, err
 		}
@@ -79,7 +84,7 @@ func (f *FS) release(n *node) {
 	}
 	o := n.open
 	n.open = nil
-	if err := errors.Join(o.data.Flush(), unix.Close(o.fd)); err != nil {
+	if err := errors.Join(o.data.Flush(), o.file.Release()); err != nil {
 		sealed, plain := f.paths(n)
 		f.log.Error("cannot finish file", "ciphertext", sealed, "plaintext", plain, "err", err)
 	}
@@ -138,11 +143,7 @@ func (f *FS) openNode(ctx interrupt, n *node, write bool) (*openFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := f.newOpen(ctx, n, fd, writable)
-	if err != nil {
-		unix.Close(fd)
-	}
-	return o, err
+	return f.newOpen(ctx, n, fd, writable)
 }
 
 // openQuietly opens a ciphertext file so that our reads of headers and neighbouring bytes do not show in its access time, where the
@@ -161,34 +162,46 @@ func refused(err error) bool {
 	return err == unix.EACCES || err == unix.EPERM || err == unix.EROFS || err == unix.ETXTBSY
 }
 
-// newOpen makes the content of n over its descriptor.
+// newOpen makes the content of n over its descriptor, which it takes over.
 func (f *FS) newOpen(ctx interrupt, n *node, fd int, writable bool) (*openFile, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	err := unix.Fstat(fd, &st)
+	if err == nil && (inodeOf(&st) != n.key || st.Mode&unix.S_IFMT != unix.S_IFREG) {
+		err = unix.ESTALE // another file was put in its place
+	}
+	if err != nil {
+		unix.Close(fd)
 		return nil, err
 	}
-	if n != nil && (inodeOf(&st) != n.key || st.Mode&unix.S_IFMT != unix.S_IFREG) {
-		return nil, unix.ESTALE // another file was put in its place
+	file := f.journal.Open(fd, n.key, st.Size, writable, func() string { return f.diskPath(n) })
+	data, err := f.plaintext(ctx, file)
+	if f.journal.Suspect(file.Fd()) {
+		data, err = f.examine(n, file, data, err)
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Release())
+	}
+	return &openFile{fd: file.Fd(), file: file, data: data}, nil
+}
+
+// plaintext reads the header of a ciphertext file, if it has one, and checks it.
+func (f *FS) plaintext(ctx interrupt, file *journal.File) (*blockcrypt.File, error) {
+	size, err := file.Size()
+	if err != nil {
+		return nil, err
 	}
 	var c *blockcrypt.Cipher
-	if st.Size > 0 {
+	if size > 0 {
 		raw := make([]byte, f.vol.Header().Size)
-		m, err := backing{fd}.ReadAt(raw, 0)
+		m, err := file.ReadAt(raw, 0)
 		if err != nil && err != io.EOF {
 			return nil, err
 		}
 		if c, err = f.vol.OpenFile(ctx, raw[:m]); err != nil {
 			return nil, err
 		}
-		if st.Size <= f.layout.Prologue() {
-			return nil, fmt.Errorf("%w: cut after %d bytes", blockcrypt.ErrSize, st.Size)
-		}
 	}
-	data, err := blockcrypt.Open(backing{fd}, f.layout, c, f.vol.NewFile)
-	if err != nil {
-		return nil, err
-	}
-	return &openFile{fd: fd, writable: writable, data: data}, nil
+	return blockcrypt.Open(file, f.layout, c, f.vol.NewFile)
 }
 
 // upgrade reopens a file that was opened for reading only, now for writing as well. n.mu is held.
@@ -204,7 +217,7 @@ func (f *FS) upgrade(n *node) error {
 	err = unix.Dup3(fd, n.open.fd, unix.O_CLOEXEC)
 	unix.Close(fd)
 	if err == nil {
-		n.open.writable = true
+		n.open.file.SetWritable()
 	}
 	return err
 }
@@ -229,22 +242,20 @@ func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out 
 
 // created makes fd, a new and empty file, the content of n.
 func (f *FS) created(cancel <-chan struct{}, n *node, fd int, out *fuse.CreateOut) fuse.Status {
-	o, err := f.newOpen(interrupt(cancel), n, fd, true)
-	if err != nil {
-		unix.Close(fd)
-		f.nodes.forget(n.id, 1)
-		return status(err)
-	}
-	o.refs = 1
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open != nil {
 		// Somebody who found the entry in a listing was faster.
 		unix.Close(fd)
-		n.open.refs++
 	} else {
+		o, err := f.newOpen(interrupt(cancel), n, fd, true)
+		if err != nil {
+			f.nodes.forget(n.id, 1)
+			return status(err)
+		}
 		n.open = o
 	}
+	n.open.refs++
 	out.OpenFlags = openFlags(true)
 	return fuse.OK
 }

@@ -93,11 +93,11 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 		if entry == nil {
 			return false
 		}
-		if name == "." || name == ".." {
+		if name == "." || name == ".." || f.journal.Doubts() {
 			return true
 		}
 		var st unix.Stat_t
-		if unix.Fstatat(d.fd, e.disk, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		if f.statEntry(d, e.disk, &st) == nil {
 			n := f.nodes.look(&st, link{d.node, name})
 			f.entryOut(n, &st, d, e.disk, entry)
 		}

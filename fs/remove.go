@@ -25,6 +25,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 			f.dropSideLinks(d, e)
 			return err
 		}
+		f.journal.Changed(n.key)
 		return f.found(d, e, name, out)
 	})
 	return status(err)
@@ -71,10 +72,20 @@ func (f *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Stat
 		}
 		f.dropSideLinks(d, e)
 		if n != nil {
-			f.nodes.unlinked(n, link{d.node, name}, last)
+			f.unlinked(n, link{d.node, name}, last)
 		}
 		return nil
 	}))
+}
+
+// unlinked notes that a name of n is no more.
+func (f *FS) unlinked(n *node, at link, last bool) {
+	f.nodes.unlinked(n, at, last)
+	if last {
+		f.journal.Unlinked(n.key)
+	} else {
+		f.journal.Renamed()
+	}
 }
 
 // removing runs remove, which takes the entry disk out of d, and returns the node of the entry (nil if the kernel does not

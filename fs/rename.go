@@ -87,6 +87,8 @@ func (f *FS) rename(from, to place, flags uint) error {
 		return nil // two names of one file: nothing happens
 	}
 
+	f.journal.Renamed()
+	f.journal.Changed(inodeOf(&old))
 	moved := f.nodes.find(inodeOf(&old))
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		if other := f.nodes.find(inodeOf(&target)); other != nil {
@@ -96,7 +98,7 @@ func (f *FS) rename(from, to place, flags uint) error {
 		if gone.kind == unix.S_IFDIR {
 			f.dirs.remove(gone)
 		}
-		f.nodes.unlinked(gone, to.link, last)
+		f.unlinked(gone, to.link, last)
 	}
 	if moved != nil {
 		f.nodes.moved(moved, from.link, to.link)

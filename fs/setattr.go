@@ -15,7 +15,9 @@ func (f *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrO
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if err := f.setattr(cancel, n, in); err != nil {
+	err := f.setattr(cancel, n, in)
+	f.journal.Changed(n.key)
+	if err != nil {
 		return f.fail(n, "change", err)
 	}
 	return f.getattr(n, out)
@@ -79,10 +81,12 @@ func (f *FS) setTimes(n *node, in *fuse.SetAttrIn) error {
 		return nil
 	}
 	return f.on(n, func(fd int, disk string, flags int) error {
-		if disk == "" {
-			return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd, ""), times, 0)
-		}
-		return unix.UtimesNanoAt(fd, disk, times, flags)
+		return f.journal.Times(n.key, func() error {
+			if disk == "" {
+				return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd, ""), times, 0)
+			}
+			return unix.UtimesNanoAt(fd, disk, times, flags)
+		})
 	})
 }
 

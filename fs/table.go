@@ -5,12 +5,14 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/journal"
 )
 
 // inode names an inode of the ciphertext directory.
-type inode struct{ dev, ino uint64 }
+type inode = journal.Inode
 
-func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
+func inodeOf(st *unix.Stat_t) inode { return inode{Dev: uint64(st.Dev), Ino: st.Ino} }
 
 // A link is one name of a node.
 type link struct {

@@ -35,6 +35,7 @@ func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 	if n == nil {
 		return unix.ESTALE
 	}
+	defer f.journal.Changed(n.key)
 	open, err := f.withOpen(n, func(o *openFile) error {
 		return fn(xattrCalls{
 			func(name string, dst []byte) (int, error) { return unix.Fgetxattr(o.fd, name, dst) },

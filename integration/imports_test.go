@@ -24,7 +24,8 @@ var allowed = map[string][]string{
 	"names":         {"github.com/tink-crypto/tink-go/"},
 	"volume": {module + "blockcrypt", module + "header", module + "keyring", module + "names",
 		"golang.org/x/sys/unix", "golang.org/x/sync/singleflight"},
-	"fs": {module + "blockcrypt", module + "header", module + "keyring", module + "names", module + "volume",
+	"journal": {"golang.org/x/sys/unix"},
+	"fs": {module + "blockcrypt", module + "journal", module + "header", module + "keyring", module + "names", module + "volume",
 		"github.com/hanwen/go-fuse/", "golang.org/x/sys/unix"},
 }
 

@@ -128,16 +128,17 @@ func (job *mountJob) mounted(stderr io.Writer, foreground bool, ready *readiness
 		logger.Warn("volume header: " + w)
 	}
 	var st unix.Statfs_t
-	readOnly := job.opts.readOnly
+	readOnly, frozen := job.opts.readOnly, false
 	if unix.Fstatfs(v.RootFd(), &st) == nil && st.Flags&unix.ST_RDONLY != 0 {
-		readOnly = true
+		readOnly, frozen = true, true
 	}
 	srv, err := fs.Mount(job.mountpoint, fs.Config{
-		Volume:     v,
-		AllowOther: job.opts.allowOther,
-		ReadOnly:   readOnly,
-		Options:    job.opts.kernel,
-		Logger:     logger,
+		Volume:          v,
+		AllowOther:      job.opts.allowOther,
+		ReadOnly:        readOnly,
+		StorageReadOnly: frozen,
+		Options:         job.opts.kernel,
+		Logger:          logger,
 	})
 	if err != nil {
 		return fmt.Errorf("%w%w", errMountpoint, err)

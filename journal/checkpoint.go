@@ -1,0 +1,241 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxSyncs is how many files a checkpoint syncs one by one before it syncs the whole file system instead.
+const maxSyncs = 16
+
+// write adds a record to the active log, whose unsaved form had reserved so many bytes. errFull says that there is no room, unless force.
+func (j *Journal) write(r *record, reserved int64, force bool) (position, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.failed != nil {
+		return position{}, j.failed
+	}
+	if l := j.logs[j.active]; l.pos.Load() >= logLimit && !force {
+		if j.draining {
+			return position{}, errFull
+		}
+		if err := j.turn(); err != nil {
+			return position{}, err
+		}
+		j.hurry()
+	}
+	l := j.logs[j.active]
+	end, err := l.write(r)
+	if err != nil {
+		// Nothing follows a torn record: the log goes on at the same place.
+		return position{}, fmt.Errorf("write .kmsfs/%s: %w", l.name, err)
+	}
+	j.reserved -= reserved
+	return position{l, l.generation.Load(), end}, nil
+}
+
+// turn makes the other log, which is empty, the active one. What this one has is durable before the other gets anything. j.mu is held.
+func (j *Journal) turn() error {
+	l := j.logs[j.active]
+	if err := l.sync(l.generation.Load(), l.pos.Load()); err != nil {
+		return j.fail(l, err)
+	}
+	j.active, j.draining = 1-j.active, true
+	return nil
+}
+
+// fail remembers that a log could not be made durable: what the kernel has dropped cannot be told. j.mu is held.
+func (j *Journal) fail(l *log, err error) error {
+	if j.failed == nil {
+		j.failed = fmt.Errorf("sync .kmsfs/%s: %w; mount the volume again", l.name, err)
+	}
+	return j.failed
+}
+
+// sync makes a record durable.
+func (j *Journal) sync(p position) error {
+	if p.log == nil {
+		return nil
+	}
+	if err := p.log.sync(p.generation, p.end); err != nil {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		return j.fail(p.log, err)
+	}
+	return nil
+}
+
+// reserve makes sure that the log has space for n more bytes of changes that are not saved yet.
+func (j *Journal) reserve(n int64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.failed != nil:
+		return j.failed
+	case j.stuck != nil && j.reserved > logLimit:
+		return j.stuck
+	}
+	j.reserved += n
+	for _, l := range j.logs {
+		if err := l.reserve(j.reserved + saveAt); err != nil {
+			j.reserved -= n
+			return err
+		}
+	}
+	return nil
+}
+
+// makeRoom asks for a checkpoint and waits for its end. The error says why there is still no room.
+func (j *Journal) makeRoom() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.draining && j.failed == nil && j.stuck == nil {
+		j.hurry()
+		j.room.Wait()
+	}
+	if j.failed != nil || !j.draining {
+		return j.failed
+	}
+	return j.stuck
+}
+
+// all returns every file that the journal knows.
+func (j *Journal) all() []*File {
+	j.present.RLock()
+	defer j.present.RUnlock()
+	files := make([]*File, 0, len(j.files))
+	for _, f := range j.files {
+		files = append(files, f)
+	}
+	return files
+}
+
+// Checkpoint puts in place, durably, what the log holds, and empties it.
+func (j *Journal) Checkpoint() (err error) {
+	j.checkpoints.Lock()
+	defer j.checkpoints.Unlock()
+	j.mu.Lock()
+	if j.failed != nil || !j.draining && j.logs[j.active].empty() {
+		defer j.mu.Unlock()
+		return j.failed
+	}
+	if !j.draining {
+		if err := j.turn(); err != nil {
+			j.mu.Unlock()
+			return err
+		}
+	}
+	old := j.logs[1-j.active]
+	j.mu.Unlock()
+	defer func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.stuck = err
+		j.room.Broadcast()
+	}()
+
+	files := j.all()
+	if err := j.saveAll(files); err != nil {
+		return err
+	}
+	var problems []error
+	for _, f := range files {
+		if err := f.settle(); err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", f.known, err))
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return err // the log stays, and with it all that it promises
+	}
+	if err := j.syncAll(files); err != nil {
+		return err
+	}
+	generation := max(j.logs[0].generation.Load(), j.logs[1].generation.Load()) + 1
+	if err := old.reset(generation); err != nil {
+		return err
+	}
+	j.mu.Lock()
+	old.begin(generation)
+	j.draining = false
+	j.mu.Unlock()
+	for _, f := range files {
+		f.op.Lock()
+		j.present.Lock()
+		j.drop(f, false)
+		j.present.Unlock()
+		f.op.Unlock()
+	}
+	return nil
+}
+
+// saveAll writes what files have changed to the active log and makes it durable.
+func (j *Journal) saveAll(files []*File) error {
+	for _, f := range files {
+		f.op.Lock()
+		var err error
+		if f.pending() || f.growing {
+			err = f.save(true)
+		}
+		f.op.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	j.mu.Lock()
+	l := j.logs[j.active]
+	j.mu.Unlock()
+	return j.sync(position{l, l.generation.Load(), l.pos.Load()})
+}
+
+// settle puts the changes of f in place. They are durable in the log but for what came since saveAll.
+func (f *File) settle() error {
+	f.op.Lock()
+	defer f.op.Unlock()
+	if !f.pending() && !f.growing {
+		return nil
+	}
+	if f.deleted() {
+		return nil
+	}
+	if err := f.save(true); err != nil {
+		return err
+	}
+	if err := f.j.sync(f.saved); err != nil {
+		return err
+	}
+	return f.apply()
+}
+
+// syncAll makes durable in place what was put there.
+func (j *Journal) syncAll(files []*File) error {
+	var fds []*File
+	for _, f := range files {
+		f.op.Lock()
+		if f.unsynced {
+			fds = append(fds, f)
+		}
+		f.op.Unlock()
+	}
+	if len(fds) > maxSyncs {
+		if err := unix.Syncfs(j.root); err != nil {
+			return err
+		}
+	}
+	for _, f := range fds {
+		f.op.Lock()
+		var err error
+		if len(fds) <= maxSyncs {
+			err = again(func() error { return unix.Fdatasync(f.fd) })
+		}
+		if err == nil {
+			f.unsynced = false
+		}
+		f.op.Unlock()
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.known, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,388 @@
+package journal
+
+import (
+	"errors"
+	"io"
+	"math"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A File is the ciphertext of one file as its changes leave it, whether they are in place or not. It is a backing of
+// blockcrypt: changes come between Begin and End, one operation at a time; reads may run beside them.
+type File struct {
+	j        *Journal
+	id       Inode
+	fd       int
+	disk     disk
+	refs     int         // guarded by Journal.present
+	closed   atomic.Bool // refs is 0
+	meta     atomic.Bool // attributes changed since the last sync
+	path     atomic.Pointer[func() string]
+	writable bool
+
+	op sync.Mutex // held over an operation, and over what must see whole ones
+
+	// Guarded by op.
+	told     bool     // version and fileID are known
+	version  uint32   // inode generation
+	fileID   [16]byte // in the header in place
+	known    string   // what path said last
+	knownAt  uint64   // Journal.renames at that time, plus one; 0: path was not asked
+	direct   bool     // new: everything goes in place
+	marked   bool     // new, and the mark is on it
+	synced   bool     // was durable in place once since it was opened
+	touched  bool     // this operation has set the times
+	solid    bool     // has no holes below durable: a change needs no space
+	reserved int64    // bytes below which space was reserved past durable
+	durable  int64    // bytes in place that must not be touched
+	growing  bool     // what lies past durable goes in place
+	changed  bool     // there is something to save
+	dirty    int64    // bytes of it
+	owed     int64    // what it has reserved in the log
+	keep     int64    // the smallest size since the last save
+	saved    position // of the last record
+	unsynced bool     // was changed in place, and is not durable there
+
+	mu   sync.RWMutex // taken after op
+	ext  overlay      // guarded by mu
+	base int64        // in place is part of the file up to here; guarded by mu
+	size int64        // guarded by mu
+}
+
+// A position is the end of a record in a log.
+type position struct {
+	log        *log
+	generation uint64
+	end        int64
+}
+
+// getVersion is the ioctl FS_IOC_GETVERSION: the generation of an inode number.
+const getVersion = 0x80087601
+
+// ErrReadOnly says that a file was opened for reading only.
+var ErrReadOnly = unix.EBADF
+
+// Open makes fd, which it takes over, the content of the file id, size bytes long; path tells where that is in the ciphertext directory, "" if nowhere or
+// unknown. If changes of the file are under way to their place, the File that has them is returned, and fd closed.
+func (j *Journal) Open(fd int, id Inode, size int64, writable bool, path func() string) *File {
+	j.present.Lock()
+	defer j.present.Unlock()
+	if f := j.files[id]; f != nil {
+		if f.refs == 0 {
+			j.idle--
+		}
+		f.refs++
+		f.closed.Store(false)
+		f.path.Store(&path)
+		unix.Close(fd)
+		return f
+	}
+	f := &File{
+		j: j, id: id, fd: fd, disk: disk{fd}, writable: writable, refs: 1,
+		direct: size == 0, size: size, base: size, durable: size, keep: math.MaxInt64,
+	}
+	f.path.Store(&path)
+	j.files[id] = f
+	return f
+}
+
+// Fd returns the descriptor of the ciphertext file: for its attributes, not for its content.
+func (f *File) Fd() int { return f.fd }
+
+// Writable reports whether the descriptor is open for writing.
+func (f *File) Writable() bool { return f.writable }
+
+// SetWritable notes that the descriptor was replaced by one for writing.
+func (f *File) SetWritable() { f.writable = true }
+
+// Begin implements blockcrypt.Backing: an operation begins.
+func (f *File) Begin() { f.op.Lock() }
+
+// End implements blockcrypt.Backing: the operation is over. It returns when what the file keeps in memory is within bounds again.
+func (f *File) End() {
+	if f.end() {
+		_ = f.j.makeRoom() // the next save meets the error
+	}
+}
+
+func (f *File) end() (full bool) {
+	defer f.op.Unlock()
+	f.touched = false
+	if f.direct {
+		return false
+	}
+	if !f.growing && f.size-f.durable > growInMemory {
+		if err := f.grow(); err != nil {
+			return errors.Is(err, errFull) // else the next sync meets it
+		}
+	}
+	if f.dirty >= saveAt {
+		return errors.Is(f.save(false), errFull)
+	}
+	return false
+}
+
+// Size implements blockcrypt.Backing.
+func (f *File) Size() (int64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.size, nil
+}
+
+// ReadAt implements [io.ReaderAt].
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	n := min(int64(len(p)), f.size-off)
+	if n <= 0 {
+		return 0, io.EOF
+	}
+	if err := f.ext.read(p[:n], off, f.readDisk); err != nil {
+		return 0, err
+	}
+	if n < int64(len(p)) {
+		return int(n), io.EOF
+	}
+	return int(n), nil
+}
+
+// readDisk fills p with what is in place, and with zeros past base.
+func (f *File) readDisk(p []byte, off int64) error {
+	in := min(max(f.base-off, 0), int64(len(p)))
+	clear(p[in:])
+	if in == 0 {
+		return nil
+	}
+	_, err := f.disk.ReadAt(p[:in], off)
+	return err
+}
+
+// WriteAt implements [io.WriterAt]. An operation is under way.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	if !f.writable {
+		return 0, ErrReadOnly
+	}
+	if f.direct && !f.marked {
+		if err := f.j.mark(f); err != nil {
+			return 0, err
+		}
+	}
+	split := int64(len(p)) // what goes to memory
+	switch {
+	case f.direct:
+		split = 0
+	case f.growing:
+		split = min(max(f.durable-off, 0), split)
+	}
+	if head := p[:split]; split > 0 {
+		if err := f.reserve(off, split); err != nil {
+			return 0, err
+		}
+		f.touch()
+		f.mu.Lock()
+		f.ext.put(extent{off: off, n: split, data: append([]byte(nil), head...), dirty: true})
+		f.size = max(f.size, off+split)
+		f.mu.Unlock()
+		f.changed, f.dirty = true, f.dirty+split
+	}
+	if tail := p[split:]; len(tail) > 0 {
+		n, err := f.disk.WriteAt(tail, off+split)
+		f.mu.Lock()
+		end := off + split + int64(n)
+		f.base, f.size = max(f.base, end), max(f.size, end)
+		f.mu.Unlock()
+		if f.growing {
+			f.changed = true
+		}
+		if err != nil {
+			return int(split) + n, err
+		}
+	}
+	return len(p), nil
+}
+
+// owe makes sure that a change of n bytes finds space in the log.
+func (f *File) owe(n int64) error {
+	err := f.j.reserve(n + extentSize)
+	if err == nil {
+		f.owed += n + extentSize
+	}
+	return err
+}
+
+// reserve makes sure that a change kept in memory will find space, in the log and in place.
+func (f *File) reserve(off, n int64) error {
+	if err := f.owe(n); err != nil {
+		return err
+	}
+	end := off + n
+	if off < f.durable && !f.solid {
+		at, err := unix.Seek(f.fd, 0, unix.SEEK_HOLE)
+		f.solid = err == nil && at >= f.durable
+	}
+	from := off
+	if f.solid {
+		from = max(from, f.durable)
+	}
+	if from >= f.durable {
+		if end <= f.reserved {
+			return nil
+		}
+		end = (end + 64<<10) &^ (64<<10 - 1) // the rest is given back when the changes are in place
+	}
+	if from >= end {
+		return nil
+	}
+	err := f.disk.Preallocate(from, end-from)
+	if err == unix.EOPNOTSUPP {
+		err = nil
+	}
+	if err == nil && from >= f.durable {
+		f.reserved = end
+	}
+	return err
+}
+
+// touch sets the times that a write in place would set.
+func (f *File) touch() {
+	if f.touched {
+		return
+	}
+	f.touched = true
+	_ = setTimes(f.fd, unix.Timespec{Nsec: unix.UTIME_OMIT}, unix.Timespec{Nsec: unix.UTIME_NOW})
+}
+
+// setTimes is futimens(3).
+func setTimes(fd int, atime, mtime unix.Timespec) error {
+	times := [2]unix.Timespec{atime, mtime}
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times)), 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Truncate implements blockcrypt.Backing. An operation is under way.
+func (f *File) Truncate(n int64) error {
+	if !f.writable {
+		return ErrReadOnly
+	}
+	inPlace := f.direct || f.growing && n >= f.durable
+	if f.growing && n < f.durable {
+		// What has grown goes; the file in place is as it was when it began to.
+		if err := f.disk.Truncate(f.durable); err != nil {
+			return err
+		}
+		f.growing = false
+		f.mu.Lock()
+		f.base = min(f.base, f.durable)
+		f.mu.Unlock()
+	}
+	if inPlace {
+		if err := f.disk.Truncate(n); err != nil {
+			return err
+		}
+	} else {
+		if err := f.owe(0); err != nil {
+			return err
+		}
+		f.touch()
+		f.keep = min(f.keep, n)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ext.cut(n)
+	f.base = min(f.base, n)
+	if inPlace {
+		f.base = n
+	}
+	f.size = n
+	f.changed = f.changed || !f.direct
+	return nil
+}
+
+// PunchHole zeroes a range and frees its space. An operation is under way.
+func (f *File) PunchHole(off, n int64) error {
+	if !f.writable {
+		return ErrReadOnly
+	}
+	split := n // what is only noted
+	switch {
+	case f.direct:
+		split = 0
+	case f.growing:
+		split = min(max(f.durable-off, 0), n)
+	}
+	if split < n {
+		if err := f.disk.PunchHole(off+split, n-split); err != nil {
+			return err
+		}
+		f.changed = f.changed || !f.direct
+	}
+	if split = min(split, f.size-off); split <= 0 {
+		return nil
+	}
+	if err := f.owe(0); err != nil {
+		return err
+	}
+	f.touch()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ext.put(extent{off: off, n: split, dirty: true})
+	f.changed = true
+	return nil
+}
+
+// Preallocate reserves space, without a change of size.
+func (f *File) Preallocate(off, n int64) error { return f.disk.Preallocate(off, n) }
+
+// SeekData returns the next offset that may hold data, io.EOF if there is none.
+func (f *File) SeekData(off int64) (int64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	at, err := f.disk.SeekData(off)
+	if err != nil && err != io.EOF {
+		return 0, err
+	}
+	if err == io.EOF || at >= f.base {
+		at = math.MaxInt64
+	}
+	for i := f.ext.find(off); i < len(f.ext) && f.ext[i].off < at; i++ {
+		if f.ext[i].data != nil {
+			at = max(off, f.ext[i].off)
+		}
+	}
+	if at == math.MaxInt64 {
+		return 0, io.EOF
+	}
+	return at, nil
+}
+
+// Times runs set, which sets times of the file id, so that no checkpoint undoes it.
+func (j *Journal) Times(id Inode, set func() error) error {
+	f := j.find(id)
+	if f == nil {
+		return set()
+	}
+	f.op.Lock()
+	defer f.op.Unlock()
+	f.meta.Store(true)
+	return set()
+}
+
+// Changed notes that attributes of a file, or its names, have changed: its next sync makes them durable, too.
+func (j *Journal) Changed(id Inode) {
+	if f := j.find(id); f != nil {
+		f.meta.Store(true)
+	}
+}
+
+func (j *Journal) find(id Inode) *File {
+	j.present.RLock()
+	defer j.present.RUnlock()
+	return j.files[id]
+}

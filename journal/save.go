@@ -1,0 +1,326 @@
+package journal
+
+import (
+	"errors"
+	"math"
+
+	"golang.org/x/sys/unix"
+)
+
+// errFull says that both logs are full, and that a checkpoint must end first.
+var errFull = errors.New("journal: no room in the log")
+
+// Save writes the changes of the file to the log: a killed process does not lose them then. It is called when somebody closes the file.
+func (f *File) Save() error {
+	return f.j.retry(func() error {
+		f.op.Lock()
+		defer f.op.Unlock()
+		return f.save(false)
+	})
+}
+
+// retry runs save again for as long as there is no room.
+func (j *Journal) retry(save func() error) error {
+	for {
+		err := save()
+		if !errors.Is(err, errFull) {
+			return err
+		}
+		if err := j.makeRoom(); err != nil {
+			return err
+		}
+	}
+}
+
+// Sync makes the content durable and, unless dataOnly, attributes and name.
+func (f *File) Sync(dataOnly bool) error {
+	var saved position
+	err := f.j.retry(func() error {
+		f.op.Lock()
+		defer f.op.Unlock()
+		if !f.synced {
+			f.meta.Store(true)
+		}
+		if err := f.firstSync(); err != nil {
+			return err
+		}
+		whole := !dataOnly && f.meta.Load()
+		if err := f.save(false); err != nil {
+			return err
+		}
+		saved = f.saved
+		if whole {
+			f.meta.Store(false)
+			if err := again(func() error { return unix.Fsync(f.fd) }); err != nil {
+				f.meta.Store(true)
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return f.j.sync(saved)
+}
+
+// firstSync makes durable what is in place if it may not be. The mark goes in a transaction of the file system that follows the data, so that no
+// power cut leaves a file without a mark and without its data. f.op is held.
+func (f *File) firstSync() error {
+	if f.synced {
+		return nil
+	}
+	_, marked := readMark(f.fd)
+	if marked || f.direct || f.j.unmarked.Load() {
+		if marked && f.writable {
+			if err := f.disk.writeOut(); err != nil {
+				return err
+			}
+			if err := unix.Fremovexattr(f.fd, MarkName); err != nil && err != unix.ENODATA {
+				return err
+			}
+		}
+		f.meta.Store(false)
+		if err := again(func() error { return unix.Fsync(f.fd) }); err != nil {
+			f.meta.Store(true)
+			return err
+		}
+	}
+	f.settleDown()
+	f.synced = f.size > 0
+	return nil
+}
+
+// settleDown makes a new file one whose bytes are not touched in place any more. f.op is held.
+func (f *File) settleDown() {
+	if !f.direct || f.size == 0 {
+		return
+	}
+	f.direct, f.marked = false, false
+	f.durable, f.base, f.solid, f.reserved = f.size, f.size, false, 0
+	f.told = false
+}
+
+// save writes a record of what has changed since the last. force takes room beyond the limit. f.op is held.
+func (f *File) save(force bool) error {
+	if f.direct || !f.changed {
+		return nil
+	}
+	r := f.record(kindChange)
+	r.keep, r.size, r.grown = f.keep, f.size, f.growing
+	if f.growing {
+		if err := again(func() error { return unix.Fdatasync(f.fd) }); err != nil {
+			return err
+		}
+		r.keep = f.base
+	}
+	for _, e := range f.ext {
+		if e.dirty {
+			r.extents = append(r.extents, e)
+		}
+	}
+	at, err := f.j.write(r, f.owed, force)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	for i := range f.ext {
+		f.ext[i].dirty = false
+	}
+	f.mu.Unlock()
+	if f.growing {
+		f.growing, f.durable, f.solid, f.reserved = false, f.base, false, 0
+	}
+	f.saved, f.changed, f.dirty, f.owed, f.keep = at, false, 0, 0, math.MaxInt64
+	return nil
+}
+
+// record begins a record about the file. f.op is held.
+func (f *File) record(kind byte) *record {
+	if at := f.j.renames.Load() + 1; f.knownAt != at {
+		if p := (*f.path.Load())(); p != "" {
+			f.known = p
+		}
+		f.knownAt = at
+	}
+	if !f.told {
+		if v, err := unix.IoctlGetInt(f.fd, getVersion); err == nil {
+			f.version = uint32(v)
+		}
+		f.fileID, f.told = fileID(f.disk), true
+	}
+	if len(f.known) > unix.PathMax {
+		f.known = ""
+	}
+	return &record{kind: kind, ino: f.id.Ino, version: f.version, fileID: f.fileID, path: f.known}
+}
+
+// grow lets a durable file grow in place: what it had is put there, durably, and the log notes where it ended. f.op is held.
+func (f *File) grow() error {
+	if err := f.save(false); err != nil {
+		return err
+	}
+	if err := f.j.sync(f.saved); err != nil {
+		return err
+	}
+	if err := f.apply(); err != nil {
+		return err
+	}
+	if err := again(func() error { return unix.Fdatasync(f.fd) }); err != nil {
+		return err
+	}
+	f.unsynced = false
+	r := f.record(kindGrow)
+	r.keep, r.size = f.durable, f.durable
+	at, err := f.j.write(r, 0, true)
+	if err != nil {
+		return err
+	}
+	if err := f.j.sync(at); err != nil {
+		return err
+	}
+	f.saved, f.growing = at, true
+	return nil
+}
+
+// apply puts every change in place: all of them are durable in the log. f.op is held.
+func (f *File) apply() error {
+	if !f.pending() {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
+		return err
+	}
+	f.unsynced = true
+	if f.base < f.durable {
+		if err := f.disk.Truncate(f.base); err != nil {
+			return err
+		}
+		f.durable = f.base
+	}
+	if err := place(f.disk, f.ext, f.size); err != nil {
+		return err
+	}
+	_ = setTimes(f.fd, unix.Timespec{Nsec: unix.UTIME_OMIT}, st.Mtim)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ext, f.base, f.durable, f.solid, f.reserved = nil, f.size, f.size, false, 0
+	f.told = false
+	return nil
+}
+
+// pending reports whether something is not in place. f.op is held.
+func (f *File) pending() bool {
+	return !f.direct && (len(f.ext) > 0 || f.base != f.size || f.durable != f.size)
+}
+
+// place writes extents, neighbours together, and then sets the size.
+func place(d disk, ext overlay, size int64) error {
+	buf := make([]byte, 0, 1<<20)
+	start := int64(0)
+	flush := func() error {
+		_, err := d.WriteAt(buf, start)
+		buf = buf[:0]
+		return err
+	}
+	for _, e := range ext {
+		if e.data == nil {
+			if err := d.PunchHole(e.off, e.n); err != nil {
+				return err
+			}
+			continue
+		}
+		if len(buf) > 0 && (start+int64(len(buf)) != e.off || len(buf)+len(e.data) > cap(buf)) {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		if len(buf) == 0 {
+			start = e.off
+		}
+		if len(e.data) > cap(buf)-len(buf) {
+			if _, err := d.WriteAt(e.data, e.off); err != nil {
+				return err
+			}
+			continue
+		}
+		buf = append(buf, e.data...)
+	}
+	if len(buf) > 0 {
+		if err := flush(); err != nil {
+			return err
+		}
+	}
+	return d.Truncate(size)
+}
+
+// Release says that the last opener is gone. What is not in place yet stays with the journal.
+func (f *File) Release() error {
+	err := f.Save()
+	f.op.Lock()
+	defer f.op.Unlock()
+	f.j.present.Lock()
+	defer f.j.present.Unlock()
+	if f.refs--; f.refs > 0 {
+		return err
+	}
+	f.j.idle++
+	f.closed.Store(true)
+	f.j.drop(f, err != nil)
+	if f.j.idle > maxIdle {
+		f.j.hurry()
+	}
+	return err
+}
+
+// drop closes f if nobody has it open and nothing of it is on its way; lost says that its changes cannot be saved. f.op is
+// held, and present for writing.
+func (j *Journal) drop(f *File, lost bool) {
+	if f.refs > 0 || j.files[f.id] != f {
+		return
+	}
+	if !lost && (f.pending() || f.changed || f.growing || f.unsynced) && !f.deleted() {
+		return
+	}
+	j.mu.Lock()
+	j.reserved -= f.owed
+	j.mu.Unlock()
+	f.owed = 0
+	j.idle--
+	delete(j.files, f.id)
+	unix.Close(f.fd)
+}
+
+// deleted reports whether f has neither a name nor an opener. f.op is held.
+func (f *File) deleted() bool {
+	var st unix.Stat_t
+	return f.closed.Load() && unix.Fstat(f.fd, &st) == nil && st.Nlink == 0
+}
+
+// Unlinked says that the file id has lost its last name: if nobody has it open, its space is free at once.
+func (j *Journal) Unlinked(id Inode) {
+	f := j.find(id)
+	if f == nil || !f.closed.Load() {
+		return
+	}
+	f.op.Lock()
+	defer f.op.Unlock()
+	j.present.Lock()
+	defer j.present.Unlock()
+	j.drop(f, false)
+}
+
+// Empty cuts the file to nothing in place: nothing in it was promised. It must have no changes.
+func (f *File) Empty() error {
+	f.op.Lock()
+	defer f.op.Unlock()
+	if err := f.disk.Truncate(0); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.direct, f.marked, f.told = true, false, false
+	f.ext, f.base, f.size, f.durable = nil, 0, 0, 0
+	return nil
+}
