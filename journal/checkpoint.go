@@ -67,8 +67,11 @@ func (j *Journal) sync(p position) error {
 	return nil
 }
 
-// reserve makes sure that the log has space for n more bytes of changes that are not saved yet.
-func (j *Journal) reserve(n int64) error {
+// headroom is how many bytes one operation may need in the log: a request of 1 MiB, sealed, hole maps, and as much again to undo it.
+const headroom = 3 << 20
+
+// reserve makes sure that both logs have space for what is not saved yet and for one more operation.
+func (j *Journal) reserve() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	switch {
@@ -77,14 +80,19 @@ func (j *Journal) reserve(n int64) error {
 	case j.stuck != nil && j.reserved > logLimit:
 		return j.stuck
 	}
-	j.reserved += n
 	for _, l := range j.logs {
-		if err := l.reserve(j.reserved + saveAt); err != nil {
-			j.reserved -= n
+		if err := l.reserve(j.reserved + headroom); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// take notes that a change of n bytes is to be saved.
+func (j *Journal) take(n int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.reserved += n
 }
 
 // makeRoom asks for a checkpoint and waits for its end. The error says why there is still no room.

@@ -40,6 +40,7 @@ type File struct {
 	reserved int64    // bytes below which space was reserved past durable
 	durable  int64    // bytes in place that must not be touched
 	growing  bool     // what lies past durable goes in place
+	full     error    // why this operation may change nothing
 	changed  bool     // there is something to save
 	dirty    int64    // bytes of it
 	owed     int64    // what it has reserved in the log
@@ -99,8 +100,18 @@ func (f *File) Writable() bool { return f.writable }
 // SetWritable notes that the descriptor was replaced by one for writing.
 func (f *File) SetWritable() { f.writable = true }
 
-// Begin implements blockcrypt.Backing: an operation begins.
-func (f *File) Begin() { f.op.Lock() }
+// Begin implements blockcrypt.Backing: an operation begins. Space in the log for all of it, and for undoing it, is found
+// beforehand, so that a full disk meets its first change and not a later one.
+func (f *File) Begin() {
+	f.op.Lock()
+	if f.full = nil; f.direct || f.j.reserve() == nil {
+		return
+	}
+	f.op.Unlock()
+	_ = f.j.Checkpoint() // an empty log has room
+	f.op.Lock()
+	f.full = f.j.reserve()
+}
 
 // End implements blockcrypt.Backing: the operation is over. It returns when what the file keeps in memory is within bounds again.
 func (f *File) End() {
@@ -207,11 +218,12 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 
 // owe makes sure that a change of n bytes finds space in the log.
 func (f *File) owe(n int64) error {
-	err := f.j.reserve(n + extentSize)
-	if err == nil {
-		f.owed += n + extentSize
+	if f.full != nil {
+		return f.full
 	}
-	return err
+	f.owed += n + extentSize
+	f.j.take(n + extentSize)
+	return nil
 }
 
 // reserve makes sure that a change kept in memory will find space, in the log and in place.

@@ -84,7 +84,7 @@ func (j *Journal) replay(o Options) error {
 			return fmt.Errorf("write .kmsfs/%s: %w", l.name, err)
 		}
 		l.begin(generation)
-		_ = l.reserve(2 * saveAt) // so that files can be cut when the disk is full
+		_ = l.reserve(headroom) // so that files can be cut when the disk is full
 	}
 	return nil
 }
