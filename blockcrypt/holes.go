@@ -4,29 +4,88 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"math"
 	"sync"
 )
 
-// noGroup is the root's "from" when no map is permissive by absence.
-const noGroup = math.MaxUint64
+// maxMaps bounds the numbers of hole maps: a file of MaxSize has fewer.
+const maxMaps = 1 << 34
 
-// holes is what a file's hole maps permit, docs/format.md section 6. Maps are loaded when they are needed.
-type holes struct {
-	mu     sync.Mutex
-	loaded bool
-	absent bool   // there is no hole root: no segment may be a hole
-	from   uint64 // an absent map from this one on permits everything
-	maps   map[int64]*holeMap
+// A holeRoot is what a hole root says, docs/format.md section 6.
+type holeRoot struct {
+	from, to int64  // an absent map k permits everything if from ≤ k < to
+	bits     []byte // the bitmap of the first segments; nil if there is no root, and so no hole
 }
 
-// A holeMap is one bitmap.
+// covers reports whether map k permits everything by its absence.
+func (r holeRoot) covers(k int64) bool { return r.from <= k && k < r.to }
+
+// parseRoot reads the plaintext of a hole root, whose bitmap it keeps.
+func parseRoot(plain []byte) (holeRoot, error) {
+	from, to := binary.BigEndian.Uint64(plain), binary.BigEndian.Uint64(plain[8:])
+	if none := from == 0 && to == 0; !none && (from < 1 || from >= to || to > maxMaps) {
+		return holeRoot{}, fmt.Errorf("%w: hole root with maps %d to %d", ErrAuth, from, to)
+	}
+	return holeRoot{int64(from), int64(to), plain[rootFixed:]}, nil
+}
+
+// appendRoot is the inverse of parseRoot.
+func appendRoot(dst []byte, r holeRoot) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.from))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(r.to))
+	return append(dst, r.bits...)
+}
+
+// openRoot opens the stored form of a hole root.
+func (c *Cipher) openRoot(slot []byte) (holeRoot, error) {
+	if isZero(slot) {
+		return holeRoot{}, nil
+	}
+	plain := make([]byte, rootPlain)
+	if err := c.open(plain, slot, 0, kindMap, new([9]byte)); err != nil {
+		return holeRoot{}, err
+	}
+	return parseRoot(plain)
+}
+
+// openMap opens the slot of map k into bits. A map that is there says what it says, whether the root covers it or not.
+func (c *Cipher) openMap(bits, slot []byte, k int64, r holeRoot) error {
+	if !isZero(slot) {
+		return c.open(bits, slot, k, kindMap, new([9]byte))
+	}
+	if r.covers(k) {
+		fill(bits)
+	} else {
+		clear(bits)
+	}
+	return nil
+}
+
+func fill(bits []byte) {
+	for i := range bits {
+		bits[i] = 0xff
+	}
+}
+
+// bit reports bit i of a bitmap.
+func bit(bits []byte, i int64) bool { return bits[i/8]>>(i%8)&1 == 1 }
+
+// holes is what a file's hole maps permit. Maps are loaded when they are needed.
+type holes struct {
+	mu       sync.Mutex
+	loaded   bool
+	absent   bool  // there is no hole root: no segment may be a hole
+	from, to int64 // as in holeRoot; within the file
+	stale    bool  // the stored range goes beyond the file
+	maps     map[int64]*holeMap
+}
+
+// A holeMap is one bitmap; the root is map 0.
 type holeMap struct {
 	bits  []byte
-	dirty bool // differs from what is stored
+	dirty bool // it, or the root's range, differs from what is stored
 }
 
-func (m *holeMap) get(i int64) bool { return m.bits[i/8]>>(i%8)&1 == 1 }
+func (m *holeMap) get(i int64) bool { return bit(m.bits, i) }
 
 // set changes bit i.
 func (m *holeMap) set(i int64, v bool) {
@@ -51,28 +110,36 @@ func (f *File) permitted(i int64) (bool, error) {
 	return m.get(i - f.l.mapStart(k)), nil
 }
 
-// loadRoot reads the hole root. holes.mu is held.
+// loadRoot reads the hole root. f.mu is held, and holes.mu.
 func (f *File) loadRoot() error {
 	h := &f.holes
 	if h.loaded {
 		return nil
 	}
-	root := make([]byte, rootSize)
-	if err := readFull(f.b, root, f.l.header); err != nil {
+	slot := make([]byte, rootSize)
+	if err := readFull(f.b, slot, f.l.header); err != nil {
 		return err
 	}
-	h.from, h.maps = noGroup, make(map[int64]*holeMap)
-	h.absent = isZero(root)
-	if !h.absent {
-		plain := make([]byte, rootPlain)
-		if err := f.c.open(plain, root, 0, kindMap, new([9]byte)); err != nil {
-			return err
-		}
-		h.from = binary.BigEndian.Uint64(plain)
-		h.maps[0] = &holeMap{bits: plain[8:]}
+	r, err := f.c.openRoot(slot)
+	if err != nil {
+		return err
 	}
+	h.maps = make(map[int64]*holeMap)
+	h.absent = r.bits == nil
+	if !h.absent {
+		h.maps[0] = &holeMap{bits: r.bits}
+	}
+	h.from, h.to = r.from, min(r.to, f.l.mapsBefore(f.last())+1)
+	h.stale = h.to < r.to // a crash left it so
+	h.dropEmptyRange()
 	h.loaded = true
 	return nil
+}
+
+func (h *holes) dropEmptyRange() {
+	if h.from >= h.to {
+		h.from, h.to = 0, 0
+	}
 }
 
 // loadMap returns map k of a file that has a hole root. holes.mu is held.
@@ -81,25 +148,27 @@ func (f *File) loadMap(k int64) (*holeMap, error) {
 	if m := h.maps[k]; m != nil {
 		return m, nil
 	}
+	slot, err := f.readMap(k)
+	if err != nil {
+		return nil, err
+	}
+	m := &holeMap{bits: make([]byte, f.l.segment)}
+	if err := f.c.openMap(m.bits, slot, k, holeRoot{from: h.from, to: h.to}); err != nil {
+		return nil, err
+	}
+	h.maps[k] = m
+	return m, nil
+}
+
+// readMap reads the slot of map k ≥ 1, which may lie beyond the end of the file.
+func (f *File) readMap(k int64) ([]byte, error) {
 	slot := make([]byte, f.l.slot)
 	n, err := f.b.ReadAt(slot, f.l.mapOffset(k))
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	clear(slot[n:]) // a file may end before its map
-	m := &holeMap{bits: make([]byte, f.l.segment)}
-	switch {
-	case !isZero(slot):
-		if err := f.c.open(m.bits, slot, k, kindMap, new([9]byte)); err != nil {
-			return nil, err
-		}
-	case uint64(k) >= h.from:
-		for i := range m.bits {
-			m.bits[i] = 0xff
-		}
-	}
-	h.maps[k] = m
-	return m, nil
+	clear(slot[n:])
+	return slot, nil
 }
 
 // noHoles empties the maps of a file that has just got a header. f.mu is held for writing.
@@ -107,7 +176,7 @@ func (f *File) noHoles() {
 	f.holes.mu.Lock()
 	defer f.holes.mu.Unlock()
 	f.holes.loaded, f.holes.absent = true, true
-	f.holes.from, f.holes.maps = noGroup, make(map[int64]*holeMap)
+	f.holes.from, f.holes.to, f.holes.stale, f.holes.maps = 0, 0, false, make(map[int64]*holeMap)
 }
 
 // forgetHoles drops what is in memory after a failure; what is stored counts. f.mu is held for writing.
@@ -124,6 +193,7 @@ func (f *File) filled(first, last int64) error {
 	if err := f.loadRoot(); err != nil || f.holes.absent {
 		return err
 	}
+	f.holes.renew()
 	for i := first; i <= last; i++ {
 		k := f.l.mapsBefore(i)
 		m, err := f.loadMap(k)
@@ -133,6 +203,13 @@ func (f *File) filled(first, last int64) error {
 		m.set(i-f.l.mapStart(k), false)
 	}
 	return nil
+}
+
+// renew makes sure that a change of the file ends a range that goes beyond it. h.mu is held.
+func (h *holes) renew() {
+	if h.stale {
+		h.stale, h.maps[0].dirty = false, true
+	}
 }
 
 // permit stores the permission for segments first to last to be holes. It must be called before they become holes. end says that nothing
@@ -145,23 +222,28 @@ func (f *File) permit(first, last int64, end bool) error {
 		return err
 	}
 	if h.absent {
-		h.absent, h.from = false, noGroup
+		h.absent = false
 		h.maps[0] = &holeMap{bits: make([]byte, rootBits/8), dirty: true}
 	}
+	h.renew()
 	kFirst, kLast := f.l.mapsBefore(first), f.l.mapsBefore(last)
-	if end && kLast > kFirst {
-		// Maps after the first are not there yet, and need not be.
-		if from := uint64(kFirst + 1); h.from > from {
-			h.from = from
-			h.maps[0].dirty = true
+	if end {
+		// Maps beyond the present end are not there yet, and need not be.
+		lo := kFirst + 1
+		if kFirst > 0 && first == f.l.mapStart(kFirst) {
+			lo = kFirst
 		}
-		for k := range h.maps {
-			if k > kFirst {
-				delete(h.maps, k)
+		if lo <= kLast {
+			for k := range h.maps {
+				if k >= lo {
+					delete(h.maps, k)
+				}
 			}
+			if err := f.addRange(lo, kLast+1); err != nil {
+				return err
+			}
+			last, kLast = f.l.mapStart(lo)-1, lo-1
 		}
-		last = min(last, f.l.mapStart(kFirst+1)-1)
-		kLast = kFirst
 	}
 	for i := first; i <= last; i++ {
 		k := f.l.mapsBefore(i)
@@ -171,12 +253,7 @@ func (f *File) permit(first, last int64, end bool) error {
 		}
 		m.set(i-f.l.mapStart(k), true)
 	}
-	for k := kFirst; k <= kLast; k++ {
-		if err := f.storeMap(k); err != nil {
-			return err
-		}
-	}
-	return f.storeMap(0)
+	return f.storeMaps(kFirst, kLast)
 }
 
 // trimHoles forgets the permissions of segments from the given one on, in memory. f.mu is held for writing.
@@ -200,8 +277,9 @@ func (f *File) trimHoles(from int64) error {
 	for i := from - f.l.mapStart(k); i < int64(len(m.bits))*8; i++ {
 		m.set(i, false)
 	}
-	if uint64(k) < h.from && h.from != noGroup {
-		h.from = noGroup // the maps it spoke of are gone
+	if h.to > k+1 {
+		h.to = k + 1 // the others are cut off
+		h.dropEmptyRange()
 		h.maps[0].dirty = true
 	}
 	return nil
@@ -212,30 +290,8 @@ func (f *File) Flush() error {
 	defer f.change()()
 	f.holes.mu.Lock()
 	defer f.holes.mu.Unlock()
-	for k := range f.holes.maps {
-		if err := f.storeMap(k); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// storeMap writes map k if it is dirty. f.mu is held for writing, and holes.mu.
-func (f *File) storeMap(k int64) error {
-	m := f.holes.maps[k]
-	if m == nil || !m.dirty {
+	if !f.holes.loaded || f.holes.absent {
 		return nil
 	}
-	plain, off := m.bits, f.l.mapOffset(max(k, 1))
-	if k == 0 {
-		plain = append(binary.BigEndian.AppendUint64(nil, f.holes.from), m.bits...)
-		off = f.l.header
-	}
-	slot := make([]byte, len(plain)+Overhead)
-	f.c.sealer(1).seal(slot, plain, k, kindMap, new([9]byte))
-	if _, err := f.b.WriteAt(slot, off); err != nil {
-		return fmt.Errorf("write hole map %d: %w", k, err)
-	}
-	m.dirty = false
-	return nil
+	return f.storeMaps(0, maxMaps)
 }

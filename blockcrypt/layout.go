@@ -8,10 +8,11 @@ import (
 )
 
 const (
-	rootSize    = 512                 // the hole root, docs/format.md section 6
-	rootPlain   = rootSize - Overhead // its plaintext
-	rootBits    = 8 * (rootPlain - 8) // segments it covers: 3,712
-	chunkSize   = 1 << 20             // plaintext handled at once
+	rootSize    = 512                         // the hole root, docs/format.md section 6
+	rootPlain   = rootSize - Overhead         // its plaintext
+	rootFixed   = 16                          // bytes of it before the bitmap
+	rootBits    = 8 * (rootPlain - rootFixed) // segments it covers: 3,648
+	chunkSize   = 1 << 20                     // plaintext handled at once
 	minSegment  = 1 << 12
 	maxSegment  = 1 << 16
 	maxHeader   = 65024

@@ -213,6 +213,52 @@ func TestAttackHoles(t *testing.T) {
 	t.Fatal("no file to attack")
 }
 
+// TestAttackAbsentMaps zeroes a hole map together with the data that it protects, in a file whose other maps are absent.
+func TestAttackAbsentMaps(t *testing.T) {
+	v := newVolume(t)
+	plain := v.mount(t)
+	const at = 400 << 20
+	shell(t, plain, `truncate -s 1G target; printf 'precious' | dd of=target bs=1M seek=400 conv=notrunc status=none`)
+	must(t, os.WriteFile(filepath.Join(plain, "neighbour"), []byte("sound"), 0o644))
+	v.umount(t)
+	read := func() (string, error) {
+		t.Helper()
+		f, err := os.Open(filepath.Join(v.mount(t), "target"))
+		must(t, err)
+		defer v.umount(t)
+		defer f.Close()
+		b := make([]byte, 8)
+		_, err = f.ReadAt(b, at)
+		return string(b), err
+	}
+	if got, err := read(); err != nil || got != "precious" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	for _, path := range v.sealedFiles(t) {
+		if st, err := os.Stat(path); err != nil || st.Size() < at {
+			continue
+		}
+		// docs/format.md section 5.4: the segment, and the map before it
+		const segment = at / 4096
+		const k = 1 + (segment-3648)/32768
+		const first = 3648 + (k-1)*32768
+		zero := func(slotNumber int64) {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			must(t, err)
+			_, err = f.WriteAt(make([]byte, slot), prologue+slotNumber*slot)
+			must(t, err)
+			must(t, f.Close())
+		}
+		zero(segment + k)
+		zero(first + k - 1)
+		if got, err := read(); !errors.Is(err, unix.EIO) {
+			t.Errorf("read %q, %v; want EIO", got, err)
+		}
+		return
+	}
+	t.Fatal("no file to attack")
+}
+
 func TestAttackNamesTargetsAttributes(t *testing.T) {
 	v := newVolume(t)
 	plain := v.mount(t)
