@@ -16,7 +16,7 @@ import (
 	"github.com/kmsfs/kmsfs/keyring"
 )
 
-// Version is the format version that this package reads and writes.
+// Version is the format version that this package writes. It reads later ones, too, if they say that their minimum reader version is no larger.
 const Version = 1
 
 // Sizes and bounds, docs/format.md section 4.
@@ -32,7 +32,9 @@ const (
 	macSize        = 32
 	minSegmentLog  = 12
 	maxSegmentLog  = 16
+
 	flagPlainNames = 1
+	flagsIgnorable = 0xff00 // unknown ones of these do not keep a reader of a later version's header from it
 )
 
 // Errors that callers branch on.
@@ -126,7 +128,18 @@ type Header struct {
 
 	commitment [commitmentSize]byte
 	mac        [macSize]byte
+	later      later
 }
+
+// A later is what a header of a later version has that this package does not know. It is authenticated, and carried verbatim.
+type later struct {
+	version byte   // 0: the header is of this package's version
+	flags   uint16 // within flagsIgnorable
+	fields  string // between the EDKs and the key commitment
+}
+
+// FormatVersion returns the format version of a header that was parsed, [Version] or a later one.
+func (h *Header) FormatVersion() int { return max(Version, int(h.later.version)) }
 
 // Used returns the number of bytes before the padding. The error wraps [ErrBounds].
 func (h *Header) Used() (int, error) {

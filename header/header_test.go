@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/kmsfs/kmsfs/keyring"
@@ -89,7 +90,11 @@ func TestRefused(t *testing.T) {
 		"Magic":          {func(b []byte) { b[0] = 'K' }, ErrFormat},
 		"NewerReader":    {func(b []byte) { b[8], b[9] = 2, 2 }, ErrVersion},
 		"NewerReaderOld": {func(b []byte) { b[9] = 255 }, ErrVersion},
-		"NewerVersion":   {func(b []byte) { b[8] = 2 }, ErrVersion},
+		"NewerVersion":   {func(b []byte) { b[8] = 2 }, nil},
+		"LaterFlags":     {func(b []byte) { b[8], b[14] = 2, 0xff }, nil},
+		"LaterFlag":      {func(b []byte) { b[8], b[15] = 2, 2 }, ErrFormat},
+		"LaterReserved":  {func(b []byte) { b[8], b[13] = 2, 1 }, ErrFormat},
+		"LaterReader0":   {func(b []byte) { b[8], b[9] = 2, 0 }, ErrFormat},
 		"NoVersion":      {func(b []byte) { b[8] = 0 }, ErrFormat},
 		"NoReader":       {func(b []byte) { b[9] = 0 }, ErrFormat},
 		"NoKind":         {func(b []byte) { b[10] = 0 }, ErrFormat},
@@ -129,13 +134,64 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestLaterVersion reads, changes and writes a header of version 2 whose minimum reader version is 1.
+func TestLaterVersion(t *testing.T) {
+	h, dk, _ := example(t)
+	h.later = later{version: 2, flags: 0x8100, fields: "a field of version 2\x00"}
+	raw, err := h.Seal(dk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw[8] != 2 || raw[9] != 1 || raw[14] != 0x81 {
+		t.Fatalf("versions %d and %d, flags %x", raw[8], raw[9], raw[14:16])
+	}
+	read, err := Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := read.Verify(dk); err != nil {
+		t.Fatal(err)
+	}
+	if read.later != h.later || read.FormatVersion() != 2 || len(read.EDKs) != len(h.EDKs) {
+		t.Errorf("read %+v, version %d", read.later, read.FormatVersion())
+	}
+	used, err := read.Used()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range used { // what is not known is authenticated like all else
+		b := bytes.Clone(raw)
+		b[i] ^= 1
+		if h, err := Parse(b); err == nil && h.Verify(dk) == nil {
+			t.Errorf("byte %d may be changed", i)
+		}
+	}
+	read.EDKs = read.EDKs[:1] // as a rewrap does
+	again, err := read.Seal(dk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := Parse(again); err != nil || kept.later != h.later || kept.Verify(dk) != nil {
+		t.Errorf("after a rewrap: %+v, %v", kept, err)
+	}
+	read.later.fields = strings.Repeat("x", read.Size)
+	if _, err := read.Seal(dk); !errors.Is(err, ErrBounds) {
+		t.Errorf("fields that do not fit: %v", err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
-	_, _, raw := example(f)
+	h, dk, raw := example(f)
+	f.Add(raw)
+	h.later = later{version: 9, flags: 0x4000, fields: "later"}
+	raw, err := h.Seal(dk)
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Add(raw)
 	volume := &Header{Kind: Volume, Algorithm: SM4128GCM, SegmentSize: 1 << 16, PlaintextNames: true, Size: 512,
 		EDKs: []keyring.EncryptedDataKey{{CMK: "x", Wrapped: []byte{1}}}}
-	raw, err := volume.Seal(make(keyring.DataKey, 16))
-	if err != nil {
+	if raw, err = volume.Seal(make(keyring.DataKey, 16)); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(raw)

@@ -25,9 +25,7 @@ func Parse(b []byte) (*Header, error) {
 	switch version, minReader := b[8], b[9]; {
 	case minReader > Version:
 		return nil, fmt.Errorf("%w: it needs a reader of format version %d, this one reads %d", ErrVersion, minReader, Version)
-	case version > Version:
-		return nil, fmt.Errorf("%w: it has format version %d, this one reads %d", ErrVersion, version, Version)
-	case version != Version || minReader != Version:
+	case minReader != Version || version < minReader:
 		return nil, fmt.Errorf("%w: format version %d, minimum reader version %d", ErrFormat, version, minReader)
 	}
 	h := &Header{
@@ -38,6 +36,10 @@ func Parse(b []byte) (*Header, error) {
 		KeyID:     ID(b[40:56]),
 	}
 	log, reserved, flags := b[12], b[13], binary.BigEndian.Uint16(b[14:])
+	if b[8] > Version {
+		h.later.version, h.later.flags = b[8], flags&flagsIgnorable
+		flags &^= flagsIgnorable
+	}
 	used := int(binary.BigEndian.Uint32(b[20:]))
 	switch {
 	case h.Kind != File && h.Kind != Volume:
@@ -71,7 +73,7 @@ func Parse(b []byte) (*Header, error) {
 	return h, nil
 }
 
-// parseLists reads the encryption context and the EDKs, which fill b.
+// parseLists reads the encryption context and the EDKs, which fill b but for fields of a later version.
 func (h *Header) parseLists(b []byte) (err error) {
 	if h.Context, b, err = keyring.ParseEncryptionContext(b); err != nil {
 		return err
@@ -94,9 +96,10 @@ func (h *Header) parseLists(b []byte) (err error) {
 		}
 		b = rest
 	}
-	if len(b) != 0 {
+	if len(b) != 0 && h.later.version == 0 {
 		return errors.New("bytes after the last EDK")
 	}
+	h.later.fields = string(b)
 	return nil
 }
 
@@ -136,13 +139,13 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
-	var flags uint16
+	flags := h.later.flags
 	if h.PlaintextNames {
-		flags = flagPlainNames
+		flags |= flagPlainNames
 	}
 	start := len(dst)
 	dst = append(dst, magic[:]...)
-	dst = append(dst, Version, Version, byte(h.Kind), byte(h.Algorithm), byte(bits.TrailingZeros(uint(h.SegmentSize))), 0)
+	dst = append(dst, byte(h.FormatVersion()), Version, byte(h.Kind), byte(h.Algorithm), byte(bits.TrailingZeros(uint(h.SegmentSize))), 0)
 	dst = binary.BigEndian.AppendUint16(dst, flags)
 	dst = binary.BigEndian.AppendUint32(dst, uint32(h.Size))
 	dst = append(dst, 0, 0, 0, 0) // used length, below
@@ -167,6 +170,7 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 		dst = binary.BigEndian.AppendUint16(dst, uint16(len(e.Wrapped)))
 		dst = append(dst, e.Wrapped...)
 	}
+	dst = append(dst, h.later.fields...)
 	dst = append(dst, h.commitment[:]...)
 	used := len(dst) - start + macSize
 	if used > h.Size {

@@ -169,3 +169,15 @@ func BenchmarkName(b *testing.B) {
 		}
 	}
 }
+
+// TestIsXattr has attributes that are not entries of ours, such as the mark that a writer puts on files whose first bytes are not durable yet.
+func TestIsXattr(t *testing.T) {
+	for name, want := range map[string]bool{
+		"user.kmsfs.abc": true, "user.kmsfs.#abc": true, "trusted.kmsfs.abc": true,
+		"user.kmsfs-new": false, "user.kmsfs": false, "user.other": false, "trusted.overlay.opaque": false, "security.selinux": false, "system.posix_acl_access": false,
+	} {
+		if _, ok := IsXattr(name); ok != want {
+			t.Errorf("IsXattr(%q) = %v", name, ok)
+		}
+	}
+}

@@ -90,8 +90,10 @@ func (v *Volume) Layout() (blockcrypt.Layout, error) {
 // NewFile returns the header bytes and the cipher of a new file: a fresh file ID under the volume's data key.
 func (v *Volume) NewFile() ([]byte, *blockcrypt.Cipher, error) {
 	vh := v.Header()
-	h := *vh
-	h.Kind, h.PlaintextNames, h.FileID = header.File, false, header.NewID()
+	h := &header.Header{
+		Kind: header.File, Algorithm: vh.Algorithm, SegmentSize: vh.SegmentSize, Size: vh.Size,
+		FileID: header.NewID(), Context: vh.Context, EDKs: vh.EDKs,
+	}
 	dk := v.dataKey(v.keys.current)
 	raw, err := h.Seal(dk)
 	if err != nil {
