@@ -193,18 +193,16 @@ func (job *mountJob) checkMountpoint(cipher string) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w%w", errMountpoint, fmt.Errorf("mountpoint "+format, args...))
 	}
-	var st unix.Stat_t
-	err := unix.Stat(job.mountpoint, &st)
-	if err == unix.ENOTCONN {
+	if isStale(job.mountpoint) {
 		if !isKmsfs(job.mountpoint) {
 			return bad("%s: another file system there does not answer", job.mountpoint)
 		}
 		if err := lazyUnmount(job.mountpoint); err != nil {
 			return bad("%s: cannot clear a stale mount: %w", job.mountpoint, err)
 		}
-		err = unix.Stat(job.mountpoint, &st)
 	}
-	if err != nil {
+	var st unix.Stat_t
+	if err := unix.Stat(job.mountpoint, &st); err != nil {
 		return bad("%s: %w", job.mountpoint, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -232,6 +230,13 @@ func (job *mountJob) checkMountpoint(cipher string) error {
 func within(path, dir string) bool {
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// isStale reports whether path is on a FUSE mount whose daemon is gone, or just goes. The kernel may know the answer to stat; for
+// statfs it asks.
+func isStale(path string) bool {
+	err := unix.Statfs(path, new(unix.Statfs_t))
+	return err == unix.ENOTCONN || err == unix.ECONNABORTED
 }
 
 // isKmsfs reports whether path is a mountpoint of ours; it does not touch the mount.

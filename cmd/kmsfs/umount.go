@@ -56,8 +56,7 @@ func doUmount(c *cli.Context) error {
 	if info.FSType != "fuse.kmsfs" {
 		return fmt.Errorf("%w%s is a %s mount, not one of kmsfs", errMountpoint, path, info.FSType)
 	}
-	var st unix.Stat_t
-	if unix.Stat(path, &st) == unix.ENOTCONN {
+	if isStale(path) {
 		return lazyUnmount(path)
 	}
 	if err := unmount(path); err != nil {
