@@ -214,13 +214,14 @@ func (f *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (ui
 	return 0, f.fail(to, "copy to", err)
 }
 
-// copyRange copies up to n bytes and returns how many it did.
+// copyRange copies up to n bytes and returns how many it did. A signal cuts it short but, as on other file systems, not to nothing: programs
+// do not expect EINTR here.
 func copyRange(ctx interrupt, dst, src *blockcrypt.File, to, from, n int64) (done int64, err error) {
 	n = min(n, src.Size()-from)
 	buf := make([]byte, max(min(n, maxRequest), 0))
 	for done < n {
-		if err := ctx.Err(); err != nil {
-			return done, err
+		if done > 0 && ctx.Err() != nil {
+			break
 		}
 		data, err := src.SeekData(from + done)
 		if err != nil {
