@@ -29,11 +29,14 @@ func (f *FS) makeEntry(in *fuse.InHeader, name string, mode uint32, out *fuse.En
 			f.dropSideLinks(d, e)
 			return err
 		}
-		if err := f.giveTo(in.Caller, d.fd, e.Disk, mode); err != nil {
-			f.undo(d, e, mode)
-			return err
+		err := f.giveTo(in.Caller, d.fd, e.Disk, mode)
+		if err == nil {
+			err = f.found(d, e, name, out)
 		}
-		return f.found(d, e, name, out)
+		if err != nil {
+			f.undo(d, e, mode)
+		}
+		return err
 	})
 	return status(err)
 }
