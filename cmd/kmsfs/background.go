@@ -14,6 +14,9 @@ import (
 // readyVariable tells a background process that descriptor 3 is a pipe to the one that waits for it.
 const readyVariable = "KMSFS_READY_FD"
 
+// isBackground reports whether this process is the one that background started.
+func isBackground() bool { return os.Getenv(readyVariable) != "" }
+
 // background runs this command again, detached, and waits until it has mounted or failed.
 func background(ctx context.Context) error {
 	self, err := os.Executable()
@@ -29,12 +32,16 @@ func background(ctx context.Context) error {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), readyVariable+"=3")
 	cmd.ExtraFiles = []*os.File{w}
+	cmd.Stderr = os.Stderr // until it is ready, for what fusermount3 says
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
 		return err
 	}
+	// A signal of the terminal reaches this process alone.
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
 	message, err := io.ReadAll(r)
 	if err != nil {
 		return err
@@ -44,11 +51,11 @@ func background(ctx context.Context) error {
 	}
 	code, text, ok := strings.Cut(string(message), " ")
 	n, err := strconv.Atoi(code)
+	_ = cmd.Wait()
 	if !ok || err != nil {
-		_ = cmd.Wait()
 		return fmt.Errorf("the background process ended before it had mounted: %v", cmd.ProcessState)
 	}
-	return codedError{n, text}
+	return fail(n, "%s", text)
 }
 
 // A readiness is the background process's end of the pipe; nil in the foreground.
@@ -56,7 +63,7 @@ type readiness struct{ pipe *os.File }
 
 // inherited returns the pipe of a background process, if this is one.
 func inherited() *readiness {
-	if os.Getenv(readyVariable) == "" {
+	if !isBackground() {
 		return nil
 	}
 	os.Unsetenv(readyVariable)

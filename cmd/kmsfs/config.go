@@ -3,15 +3,17 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/urfave/cli/v2"
-
-	"github.com/kmsfs/kmsfs/header"
+	"golang.org/x/sys/unix"
 )
+
+// maxConfig bounds the size of a configuration file, in bytes.
+const maxConfig = 1 << 20
 
 // A config is the configuration file: what flags can say, spelled as they are. A volume's record has the same form.
 type config struct {
@@ -34,6 +36,10 @@ func endpointFlag() cli.Flag {
 	return &cli.StringSliceFlag{Name: "endpoint", Usage: "reach a KMS at `PROVIDER/REGION=URL` (repeatable)", EnvVars: []string{"KMSFS_ENDPOINTS"}}
 }
 
+func cmkFlag(usage string) cli.Flag {
+	return &cli.StringSliceFlag{Name: "cmk", Usage: usage}
+}
+
 // configDir is where the configuration and the records of volumes are.
 func configDir() (string, error) {
 	if dir := os.Getenv("KMSFS_CONFIG_DIR"); dir != "" {
@@ -49,10 +55,14 @@ func configDir() (string, error) {
 	return filepath.Join(dir, "kmsfs"), nil
 }
 
-// loadConfig reads the configuration file; without --config it need not exist.
+// loadConfig reads the configuration file. The one that is not named, in the configuration directory, need not exist.
 func loadConfig(path string) (config, error) {
 	if path != "" {
-		return readTOML(path)
+		c, err := readTOML(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return c, usagef("--config: %w", err)
+		}
+		return c, err
 	}
 	dir, err := configDir()
 	if err != nil {
@@ -65,82 +75,34 @@ func loadConfig(path string) (config, error) {
 	return c, err
 }
 
+// readTOML reads a configuration file, strictly: a setting that is misspelt must not be lost. Whoever can write the file says which CMKs are
+// trusted, so it must not be open to others.
 func readTOML(path string) (c config, err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // or a FIFO would block
 	if err != nil {
 		return c, err
 	}
 	defer f.Close()
-	if err := toml.NewDecoder(f).DisallowUnknownFields().Decode(&c); err != nil {
-		var strict *toml.StrictMissingError
-		if errors.As(err, &strict) {
-			return c, usagef("%s: unknown setting:\n%s", path, strict.String())
-		}
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return c, err
+	case !st.Mode().IsRegular() || st.Size() > maxConfig:
+		return c, usagef("%s is not a configuration file: not a regular file of at most %d bytes", path, maxConfig)
+	case st.Mode().Perm()&0o022 != 0:
+		return c, usagef("%s has mode %04o: others could change which CMKs are trusted; run: chmod go-w %s", path, st.Mode().Perm(), path)
+	}
+	err = toml.NewDecoder(io.LimitReader(f, maxConfig)).DisallowUnknownFields().Decode(&c)
+	var strict *toml.StrictMissingError
+	var syntax *toml.DecodeError
+	switch {
+	case errors.As(err, &strict):
+		return c, usagef("%s: unknown setting:\n%s", path, strict.String())
+	case errors.As(err, &syntax):
+		line, column := syntax.Position()
+		return c, usagef("%s:%d:%d: %w", path, line, column, err)
+	case err != nil:
 		return c, usagef("%s: %w", path, err)
 	}
 	return c, nil
-}
-
-func recordPath(id header.ID) (string, error) {
-	dir, err := configDir()
-	return filepath.Join(dir, "volumes", id.String()+".toml"), err
-}
-
-// record returns the CMKs that this machine has noted for a volume.
-func record(id header.ID) ([]string, error) {
-	path, err := recordPath(id)
-	if err != nil {
-		return nil, err
-	}
-	c, err := readTOML(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	return c.CMK, err
-}
-
-// writeRecord notes the trusted CMKs of a volume, atomically.
-func writeRecord(id header.ID, cmks []string) error {
-	path, err := recordPath(id)
-	if err != nil {
-		return err
-	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	b, err := toml.Marshal(config{CMK: cmks})
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".record-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
-}
-
-// checkEndpoints refuses what is no PROVIDER/REGION=URL, and plain http beyond the machine itself.
-func checkEndpoints(endpoints []string) error {
-	for _, e := range strings.Split(strings.Join(endpoints, ","), ",") {
-		if e == "" {
-			continue
-		}
-		where, url, ok := strings.Cut(e, "=")
-		provider, region, ok2 := strings.Cut(where, "/")
-		if !ok || !ok2 || region == "" || provider != "alibaba" && provider != "huawei" {
-			return usagef("endpoint %q is not PROVIDER/REGION=URL with provider alibaba or huawei", e)
-		}
-		if !strings.HasPrefix(url, "https://") && !loopbackURL(url) {
-			return usagef("endpoint %q: the URL must start with https:// (http:// only to the loopback)", e)
-		}
-	}
-	return nil
 }

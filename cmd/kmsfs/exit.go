@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -28,63 +28,66 @@ const (
 	exitIO         = 9 // the storage below refused
 )
 
-// Errors of the command line itself.
-var (
-	errUsage      = usageMark{}
-	errCMK        = errors.New("")
-	errMountpoint = errors.New("")
-)
-
-// usageMark marks an error as the user's; it adds nothing to the message.
-type usageMark struct{}
-
-// Error implements error.
-func (usageMark) Error() string { return "" }
-
-// A codedError carries the exit code of another process.
-type codedError struct {
-	code    int
-	message string
+// A failure is an error whose exit code is known where it is made. Lines of its message after the first are hints.
+type failure struct {
+	code int
+	err  error
 }
 
 // Error implements error.
-func (e codedError) Error() string { return e.message }
+func (f *failure) Error() string { return f.err.Error() }
 
-// exitCode is the one place where an error becomes an exit code.
+// Unwrap lets [errors.Is] see the cause.
+func (f *failure) Unwrap() error { return f.err }
+
+func fail(code int, format string, args ...any) error {
+	return &failure{code, fmt.Errorf(format, args...)}
+}
+
+// usagef is the failure of a wrong command line or configuration; nothing has been changed yet.
+func usagef(format string, args ...any) error { return fail(exitUsage, format, args...) }
+
+// storageErrors are what the storage below says when the fault is its own, not the command line's.
+func storageErrors() []syscall.Errno {
+	return []syscall.Errno{syscall.EIO, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EFBIG, syscall.ESTALE, syscall.EUCLEAN,
+		syscall.ENOTCONN, syscall.EHOSTDOWN, syscall.EREMOTEIO}
+}
+
+// exitCode is the one place where an error becomes an exit code. The storage's refusal comes before what it may have caused.
 func exitCode(err error) int {
-	var coded codedError
+	var known *failure
 	var errno syscall.Errno
+	is := func(targets ...error) bool {
+		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
+	}
 	switch {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &coded):
-		return coded.code
-	case errors.Is(err, errUsage):
-		return exitUsage
-	case errors.Is(err, volume.ErrInUse):
-		return exitInUse
-	case errors.Is(err, errMountpoint):
-		return exitMountpoint
-	case errors.Is(err, header.ErrVersion):
-		return exitVersion
-	case errors.Is(err, errCMK), errors.Is(err, keyring.ErrNoMatch), errors.Is(err, keyring.ErrDenied), errors.Is(err, keyring.ErrUnavailable),
-		errors.Is(err, local.ErrMode), errors.Is(err, local.ErrFormat):
-		return exitCMK
-	case errors.Is(err, volume.ErrDamaged):
-		return exitDamaged
-	case errors.Is(err, volume.ErrNotVolume), errors.Is(err, header.ErrFormat):
-		return exitNotVolume
-	case errors.As(err, &errno) && errno != syscall.ENOENT && errno != syscall.EEXIST && !errors.Is(err, fs.ErrPermission):
+	case errors.As(err, &known):
+		return known.code
+	case errors.As(err, &errno) && slices.Contains(storageErrors(), errno):
 		return exitIO
+	case is(volume.ErrInUse):
+		return exitInUse
+	case is(header.ErrVersion):
+		return exitVersion
+	case is(keyring.ErrNoMatch, keyring.ErrDenied, keyring.ErrUnavailable, local.ErrMode, local.ErrFormat):
+		return exitCMK
+	case is(volume.ErrDamaged):
+		return exitDamaged
+	case is(volume.ErrNotVolume, header.ErrFormat):
+		return exitNotVolume
+	case is(keyring.ErrContext, header.ErrBounds):
+		return exitUsage
 	}
 	return exitOther
 }
 
-// report prints err and returns the exit code.
+// report prints err, a line at a time, and returns its exit code.
 func report(stderr io.Writer, err error) int {
 	if err != nil {
-		for _, line := range strings.Split(strings.TrimSpace(err.Error()), "\n") {
-			fmt.Fprintln(stderr, "kmsfs: "+strings.TrimPrefix(line, "kmsfs: "))
+		for line := range strings.SplitSeq(strings.TrimSpace(err.Error()), "\n") {
+			fmt.Fprintln(stderr, "kmsfs: "+line)
 		}
 	}
 	return exitCode(err)

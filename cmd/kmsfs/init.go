@@ -17,13 +17,17 @@ import (
 
 func keyCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "key",
-		Usage: "manage local CMK files",
+		Name:            "key",
+		Usage:           "manage local CMK files",
+		HideHelpCommand: true,
+		OnUsageError:    usageError,
 		Subcommands: []*cli.Command{{
-			Name:         "new",
-			Usage:        "create a local CMK in FILE, mode 0600",
-			ArgsUsage:    "FILE",
-			OnUsageError: usageError,
+			Name:            "new",
+			Usage:           "create a local CMK in FILE, mode 0600",
+			ArgsUsage:       "FILE",
+			Description:     "Example: kmsfs key new /etc/kmsfs/cmk",
+			HideHelpCommand: true,
+			OnUsageError:    usageError,
 			Action: func(c *cli.Context) error {
 				args, err := operands(c, "FILE")
 				if err != nil {
@@ -39,21 +43,23 @@ func keyCommand() *cli.Command {
 				return nil
 			},
 		}},
-		Action: func(c *cli.Context) error { return usagef("key needs a command: kmsfs key new FILE") },
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return unknownCommand(c.Command.Subcommands, c.Args().First())
+			}
+			return usagef("key needs a command: kmsfs key new FILE")
+		},
 	}
-}
-
-func cmkFlag(usage string) cli.Flag {
-	return &cli.StringSliceFlag{Name: "cmk", Usage: usage}
 }
 
 func initCommand() *cli.Command {
 	return &cli.Command{
-		Name:         "init",
-		Usage:        "create a volume",
-		ArgsUsage:    "CIPHERDIR",
-		Description:  "Example: kmsfs init --cmk local:/etc/kmsfs/a --cmk local:/media/usb/b /srv/cipher",
-		OnUsageError: usageError,
+		Name:            "init",
+		Usage:           "create a volume",
+		ArgsUsage:       "CIPHERDIR",
+		Description:     "Example: kmsfs init --cmk local:/etc/kmsfs/a --cmk local:/media/usb/b /srv/cipher",
+		HideHelpCommand: true,
+		OnUsageError:    usageError,
 		Flags: []cli.Flag{
 			cmkFlag("wrap the data key under `CMK` (repeatable: any one opens the volume)"),
 			&cli.StringSliceFlag{Name: "context", Usage: "bind `KEY=VALUE` into every wrapped key (repeatable)"},
@@ -75,46 +81,25 @@ func doInit(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	p := volume.Params{SegmentSize: 4096, Algorithm: header.AES256GCM, Context: keyring.EncryptionContext(conf.Context)}
-	p.PlaintextNames = c.Bool("plaintext-names") || conf.PlaintextNames
-	if name := first(c.String("algorithm"), conf.Algorithm); name != "" {
-		if p.Algorithm, err = header.ParseAlgorithm(name); err != nil {
-			return usagef("--algorithm: %w", err)
-		}
+	p, err := params(c, conf)
+	if err != nil {
+		return err
 	}
-	if size := first(c.Int("segment-size"), conf.SegmentSize); size != 0 {
-		p.SegmentSize = size
+	t, err := newTrust(c, mountOptions{}, conf)
+	if err != nil {
+		return err
 	}
-	if s := p.SegmentSize; s < 4096 || s > 65536 || s&(s-1) != 0 {
-		return usagef("--segment-size %d is not a power of two from 4096 to 65536", s)
-	}
-	if c.IsSet("context") {
-		p.Context = make(keyring.EncryptionContext)
-		for _, kv := range c.StringSlice("context") {
-			k, v, ok := strings.Cut(kv, "=")
-			if _, dup := p.Context[k]; !ok || k == "" || dup {
-				return usagef("--context %q is not KEY=VALUE, or its key is given twice", kv)
-			}
-			p.Context[k] = v
-		}
-	}
-	if _, err := p.Context.AppendTo(nil); err != nil {
-		return usagef("--context: %w", err)
-	}
-	cmks := c.StringSlice("cmk")
+	cmks := t.named
 	if len(cmks) == 0 {
-		cmks = conf.CMK
+		cmks = t.config
 	}
 	if len(cmks) == 0 {
 		return usagef("init needs at least one --cmk; create a local one with: kmsfs key new FILE")
 	}
 	if len(cmks) > header.MaxEDKs {
-		return usagef("%d CMKs; at most %d", len(cmks), header.MaxEDKs)
+		return usagef("--cmk: %d CMKs; at most %d", len(cmks), header.MaxEDKs)
 	}
-	if err := errors.Join(checkCMKs(cmks), checkEndpoints(c.StringSlice("endpoint"))); err != nil {
-		return err
-	}
-	k, err := openKeyring(cmks, false)
+	k, err := t.keyrings.all(cmks)
 	if err != nil {
 		return err
 	}
@@ -130,12 +115,44 @@ func doInit(c *cli.Context) error {
 	return nil
 }
 
-// first returns the first of its arguments that is not zero.
-func first[T comparable](values ...T) (zero T) {
-	for _, v := range values {
-		if v != zero {
-			return v
+// params collects and checks what the command line and, where it is silent, the configuration file say about a new volume.
+func params(c *cli.Context, conf config) (p volume.Params, err error) {
+	p = volume.Params{
+		Algorithm:      header.AES256GCM,
+		SegmentSize:    first(conf.SegmentSize, 4096),
+		PlaintextNames: conf.PlaintextNames,
+		Context:        keyring.EncryptionContext(conf.Context),
+	}
+	name := conf.Algorithm
+	if c.IsSet("algorithm") {
+		name = c.String("algorithm")
+	}
+	if name != "" || c.IsSet("algorithm") {
+		if p.Algorithm, err = header.ParseAlgorithm(name); err != nil {
+			return p, usagef("--algorithm: %w", err)
 		}
 	}
-	return zero
+	if c.IsSet("segment-size") {
+		p.SegmentSize = c.Int("segment-size")
+	}
+	if s := p.SegmentSize; s < 4096 || s > 65536 || s&(s-1) != 0 {
+		return p, usagef("--segment-size %d is not a power of two from 4096 to 65536", s)
+	}
+	if c.IsSet("plaintext-names") {
+		p.PlaintextNames = c.Bool("plaintext-names")
+	}
+	if c.IsSet("context") {
+		p.Context = make(keyring.EncryptionContext)
+		for _, kv := range c.StringSlice("context") {
+			k, v, ok := strings.Cut(kv, "=")
+			if _, dup := p.Context[k]; !ok || k == "" || dup {
+				return p, usagef("--context %q is not KEY=VALUE, or its key is given twice", kv)
+			}
+			p.Context[k] = v
+		}
+	}
+	if _, err := p.Context.AppendTo(nil); err != nil {
+		return p, usagef("--context: %w", err)
+	}
+	return p, nil
 }

@@ -19,12 +19,14 @@ import (
 
 func inspectCommand() *cli.Command {
 	return &cli.Command{
-		Name:         "inspect",
-		Usage:        "show the header of a ciphertext file, or the facts of a volume; needs no key",
-		ArgsUsage:    "FILE_OR_CIPHERDIR",
-		OnUsageError: usageError,
-		Flags:        []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
-		Action:       doInspect,
+		Name:            "inspect",
+		Usage:           "show the header of a ciphertext file, or the facts of a volume; needs no key",
+		ArgsUsage:       "FILE_OR_CIPHERDIR",
+		Description:     "Example: kmsfs inspect --json /srv/cipher",
+		HideHelpCommand: true,
+		OnUsageError:    usageError,
+		Flags:           []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
+		Action:          doInspect,
 	}
 }
 

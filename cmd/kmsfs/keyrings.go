@@ -17,15 +17,15 @@ import (
 // checkCMKs refuses CMK URIs that no provider knows, without opening anything.
 func checkCMKs(cmks []string) error {
 	seen := make(map[string]bool)
-	acs := regexp.MustCompile(`^acs:kms:[a-z0-9-]+:[^:/]+:key/[^:/]+$`)
-	huawei := regexp.MustCompile(`^huawei:kms:[a-z0-9-]+:[^:/]+:key/[^:/]+$`)
+	acs := regexp.MustCompile(`^acs:kms:[a-z0-9-]+:[^:/\s]+:key/[^:/\s]+$`)
+	huawei := regexp.MustCompile(`^huawei:kms:[a-z0-9-]+:[^:/\s]+:key/[^:/\s]+$`)
 	for _, cmk := range cmks {
 		path, isLocal := strings.CutPrefix(cmk, "local:")
 		switch {
 		case seen[cmk]:
 			return usagef("CMK %s is given twice", cmk)
 		case isLocal && !filepath.IsAbs(path):
-			return usagef("CMK %s: the path must be absolute, such as local:/etc/kmsfs/cmk", cmk)
+			return usagef("CMK %q: the path must be absolute, such as local:/etc/kmsfs/cmk", cmk)
 		case isLocal, acs.MatchString(cmk), huawei.MatchString(cmk):
 		default:
 			return usagef("CMK %q is none of local:/absolute/path, acs:kms:REGION:ACCOUNT:key/ID and huawei:kms:REGION:PROJECT:key/ID", cmk)
@@ -35,48 +35,100 @@ func checkCMKs(cmks []string) error {
 	return nil
 }
 
-// openKeyring is the one place that turns CMK URIs into keyrings. With any set, CMKs that cannot be opened are left
-// out as long as one can: any one of them opens a volume.
-func openKeyring(cmks []string, any bool) (keyring.Keyring, error) {
-	var all []keyring.Keyring
-	var failures []error
-	ids := make(map[string]string)
+// keyrings turns CMK URIs into keyrings; nothing else does.
+type keyrings struct {
+	endpoints map[string]string // URL by PROVIDER/REGION
+}
+
+// A cmkKeyring is a keyring of one CMK, named as headers name it.
+type cmkKeyring interface {
+	keyring.Keyring
+	CMK() string
+}
+
+// open opens one CMK whose URI checkCMKs has passed. Each provider has its case here.
+func (s keyrings) open(cmk string) (cmkKeyring, error) {
+	switch provider, path, _ := strings.Cut(cmk, ":"); provider {
+	case "local":
+		k, err := local.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("%w; create one with: kmsfs key new %s", err, path)
+		}
+		return k, err
+	}
+	return nil, errors.New("its provider is not in this build")
+}
+
+// all returns the keyring of all of cmks, for wrapping: all or nothing.
+func (s keyrings) all(cmks []string) (keyring.Keyring, error) {
+	opened, failures := s.each(cmks)
+	if len(failures) > 0 {
+		return nil, fail(exitCMK, "%w", errors.Join(failures...))
+	}
+	list := make([]keyring.Keyring, len(opened))
+	uris := make(map[string]string) // by the CMK's own name
+	for i, k := range opened {
+		if other := uris[k.CMK()]; other != "" {
+			return nil, usagef("CMKs %s and %s are the same", other, cmks[i])
+		}
+		uris[k.CMK()] = cmks[i]
+		list[i] = k
+	}
+	return keyring.Multi(list...), nil
+}
+
+// any returns the keyring of those of cmks that can be opened, for unwrapping, and what is wrong with the others: any
+// one CMK opens a volume.
+func (s keyrings) any(cmks []string) (keyring.Keyring, []error) {
+	opened, failures := s.each(cmks)
+	list := make([]keyring.Keyring, len(opened))
+	for i, k := range opened {
+		list[i] = k
+	}
+	return keyring.Multi(list...), failures
+}
+
+func (s keyrings) each(cmks []string) (opened []cmkKeyring, failures []error) {
 	for _, cmk := range cmks {
-		k, err := openCMK(cmk)
+		k, err := s.open(cmk)
 		if err != nil {
 			failures = append(failures, fmt.Errorf("CMK %s: %w", cmk, err))
 			continue
 		}
-		if other := ids[k.CMK()]; other != "" && !any {
-			return nil, usagef("CMKs %s and %s are the same", other, cmk)
+		opened = append(opened, k)
+	}
+	return opened, failures
+}
+
+// parseEndpoints reads PROVIDER/REGION=URL, also several with commas between; the first for a region counts. Plain http reaches only
+// the machine itself.
+func parseEndpoints(lists []string) (map[string]string, error) {
+	endpoints := make(map[string]string)
+	for e := range strings.SplitSeq(strings.Join(lists, ","), ",") {
+		if e == "" {
+			continue
 		}
-		ids[k.CMK()] = cmk
-		all = append(all, k)
+		where, to, ok := strings.Cut(e, "=")
+		provider, region, hasRegion := strings.Cut(where, "/")
+		if !ok || !hasRegion || region == "" || provider != "alibaba" && provider != "huawei" {
+			return nil, usagef("endpoint %q is not PROVIDER/REGION=URL with provider alibaba or huawei", e)
+		}
+		if !secureURL(to) {
+			return nil, usagef("endpoint %q: the URL must be https://HOST (http:// only to the loopback)", e)
+		}
+		if endpoints[where] == "" {
+			endpoints[where] = to
+		}
 	}
-	if len(failures) > 0 && (!any || len(all) == 0) {
-		return nil, fmt.Errorf("%w%w", errCMK, errors.Join(failures...))
-	}
-	return keyring.Multi(all...), nil
+	return endpoints, nil
 }
 
-func openCMK(cmk string) (*local.Keyring, error) {
-	path, ok := strings.CutPrefix(cmk, "local:")
-	if !ok {
-		return nil, errors.New("this provider is not in this build")
-	}
-	k, err := local.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w; create one with: kmsfs key new %s", err, path)
-	}
-	return k, err
-}
-
-// loopbackURL reports whether a URL is plain http to the machine itself.
-func loopbackURL(s string) bool {
+// secureURL reports whether a URL is https, or http to the machine itself.
+func secureURL(s string) bool {
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" {
+	if err != nil || u.Hostname() == "" || u.User != nil {
 		return false
 	}
 	ip := net.ParseIP(u.Hostname())
-	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())
 }

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
@@ -21,11 +20,13 @@ const releaseWait = 30 * time.Second
 
 func umountCommand() *cli.Command {
 	return &cli.Command{
-		Name:         "umount",
-		Usage:        "unmount a volume; returns when it can be mounted again",
-		ArgsUsage:    "MOUNTPOINT",
-		OnUsageError: usageError,
-		Action:       doUmount,
+		Name:            "umount",
+		Usage:           "unmount a volume; returns when it can be mounted again",
+		ArgsUsage:       "MOUNTPOINT",
+		Description:     "Example: kmsfs umount /srv/plain",
+		HideHelpCommand: true,
+		OnUsageError:    usageError,
+		Action:          doUmount,
 	}
 }
 
@@ -34,54 +35,48 @@ func doUmount(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	path, err := filepath.Abs(args[0])
+	path, err := resolveParent(args[0])
 	if err != nil {
-		return err
-	}
-	// A stale mount cannot be resolved any further than its parent.
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
-		path = filepath.Join(parent, filepath.Base(path))
+		return fail(exitMountpoint, "%w", err)
 	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(path))
-	if err != nil {
+	kind, source, err := mountAt(path)
+	switch {
+	case err != nil:
 		return err
-	}
-	if len(infos) == 0 {
-		return fmt.Errorf("%w%s is not mounted", errMountpoint, path)
-	}
-	info := infos[len(infos)-1]
-	if info.FSType != "fuse.kmsfs" {
-		return fmt.Errorf("%w%s is a %s mount, not one of kmsfs", errMountpoint, path, info.FSType)
+	case kind == "":
+		return fail(exitMountpoint, "%s is not mounted", path)
+	case kind != fsType:
+		return fail(exitMountpoint, "%s is a %s mount, not one of kmsfs; use umount(8)", path, kind)
 	}
 	if isStale(path) {
 		return lazyUnmount(path)
 	}
 	if err := unmount(path); err != nil {
-		return fmt.Errorf("%w%s: %w", errMountpoint, path, err)
+		return fail(exitMountpoint, "%s: %w", path, err)
 	}
-	return waitReleased(info.Source)
+	return waitReleased(source)
 }
 
 // unmount takes a mount away: directly as root, through fusermount3 otherwise.
 func unmount(path string) error {
-	if os.Geteuid() == 0 {
-		if err := unix.Unmount(path, 0); err == unix.EBUSY {
-			return fmt.Errorf("in use; close what uses it (fuser -vm %s shows what)", path)
-		} else {
-			return err
-		}
+	if os.Geteuid() != 0 {
+		return fusermount("-u", path)
 	}
-	return fusermount("-u", path)
+	err := unix.Unmount(path, 0)
+	if err == unix.EBUSY {
+		return fmt.Errorf("in use; close what uses it (fuser -vm %s shows what)", path)
+	}
+	return err
 }
 
 func lazyUnmount(path string) error {
-	if os.Geteuid() == 0 {
-		return unix.Unmount(path, unix.MNT_DETACH)
+	if os.Geteuid() != 0 {
+		return fusermount("-uz", path)
 	}
-	return fusermount("-uz", path)
+	return unix.Unmount(path, unix.MNT_DETACH)
 }
 
 func fusermount(flag, path string) error {
@@ -106,5 +101,5 @@ func waitReleased(cipher string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("unmounted, but the daemon still holds the volume %s after %v", cipher, releaseWait)
+	return fail(exitInUse, "unmounted, but the daemon still holds the volume %s after %v", cipher, releaseWait)
 }

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/urfave/cli/v2"
+
+	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/volume"
+)
+
+// finishWait bounds how long a command waits for a daemon that has unmounted a volume but not yet let go of it.
+const finishWait = 10 * time.Second
+
+// A trust says which CMKs a command may ask for a volume's data key, and where the KMSs are. Nothing of it comes from the ciphertext
+// directory, which an attacker may have rewritten.
+type trust struct {
+	named    []string // CMKs of the command line
+	config   []string // CMKs of the configuration file
+	keyrings keyrings
+}
+
+// newTrust collects and checks what the command line (o being its mount options, if it has any) and the configuration say.
+func newTrust(c *cli.Context, o mountOptions, conf config) (trust, error) {
+	t := trust{named: slices.Concat(c.StringSlice("cmk"), o.cmks), config: conf.CMK}
+	endpoints, err := parseEndpoints(slices.Concat(c.StringSlice("endpoint"), o.endpoints, conf.Endpoint))
+	t.keyrings.endpoints = endpoints
+	return t, errors.Join(err, checkCMKs(t.named), checkCMKs(t.config))
+}
+
+// trustedBy returns the CMKs that are trusted for a volume, in the order in which they are asked: those of the command line or, if it
+// names none, those of the configuration file, of the service's credentials and of the machine's record together.
+func (t trust) trustedBy(id header.ID) ([]string, error) {
+	if len(t.named) > 0 {
+		return t.named, nil
+	}
+	credentials, err := credentialCMKs()
+	if err != nil {
+		return nil, err
+	}
+	noted, err := record(id)
+	if err != nil {
+		return nil, err
+	}
+	var cmks []string
+	for _, cmk := range slices.Concat(t.config, credentials, noted) {
+		if !slices.Contains(cmks, cmk) {
+			cmks = append(cmks, cmk)
+		}
+	}
+	return cmks, nil
+}
+
+// credentialCMKs returns the local CMKs that systemd hands to a service: the files *.cmk of its credentials directory.
+func credentialCMKs() (cmks []string, err error) {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("CREDENTIALS_DIRECTORY: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".cmk") {
+			cmks = append(cmks, "local:"+filepath.Join(dir, e.Name()))
+		}
+	}
+	return cmks, nil
+}
+
+// openVolume opens a ciphertext directory without any key.
+func openVolume(dir string) (*volume.Volume, error) {
+	v, err := volume.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fail(exitNotVolume, "%w", err)
+	}
+	return v, err
+}
+
+// lockVolume keeps others from using a volume. Where its user has unmounted it already but still finishes, it waits a little.
+func lockVolume(ctx context.Context, v *volume.Volume) error {
+	for end := time.Now().Add(finishWait); ; {
+		err := v.Lock()
+		if !errors.Is(err, volume.ErrInUse) {
+			return err
+		}
+		if at := mountpointOf(v.Dir()); at != "" {
+			return fmt.Errorf("%w on %s; unmount it first", err, at)
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%w, out of sight: by another user of the volume, or a mount that was detached while it was in use", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// unlock unwraps the volume's data key with the first trusted CMK that can.
+func (t trust) unlock(ctx context.Context, v *volume.Volume) error {
+	cmks, err := t.trustedBy(v.Header().FileID)
+	if err != nil {
+		return err
+	}
+	k, failures := t.keyrings.any(cmks)
+	if len(failures) < len(cmks) {
+		err := v.Unlock(ctx, k)
+		if err == nil {
+			return nil
+		}
+		if exitCode(err) != exitCMK {
+			return err
+		}
+		failures = append(failures, err)
+	}
+	failures = append(failures, wrappedBy(v.Header().EDKs))
+	if len(cmks) == 0 {
+		return fail(exitCMK, "%s: no CMK is trusted for this volume on this machine\n%w", v.Dir(), errors.Join(failures...))
+	}
+	return fail(exitCMK, "%w", errors.Join(failures...))
+}
+
+// wrappedBy is the hint that says which CMKs would open a volume. Nobody has authenticated them, hence the quotes.
+func wrappedBy(edks []keyring.EncryptedDataKey) error {
+	var list []string
+	for _, e := range edks {
+		list = append(list, strconv.Quote(e.CMK))
+	}
+	return fmt.Errorf("hint: the volume says that any one of %s opens it; if you trust one of them, add it with --cmk (a local one by the path of its file: --cmk local:/path)",
+		strings.Join(list, ", "))
+}
+
+func recordPath(id header.ID) (string, error) {
+	dir, err := configDir()
+	return filepath.Join(dir, "volumes", id.String()+".toml"), err
+}
+
+// record returns the CMKs that this machine has noted for a volume.
+func record(id header.ID) ([]string, error) {
+	path, err := recordPath(id)
+	if err != nil {
+		return nil, err
+	}
+	c, err := readTOML(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		if err = checkCMKs(c.CMK); err != nil {
+			err = usagef("%s: %w", path, err)
+		}
+	}
+	return c.CMK, err
+}
+
+// note records the CMKs of the command line for the next mount, unless there is a record. An unlocked volume has shown that one of them opens it.
+func (t trust) note(id header.ID) error {
+	if len(t.named) == 0 {
+		return nil
+	}
+	if have, err := record(id); err != nil || len(have) > 0 {
+		return err
+	}
+	return writeRecord(id, t.named)
+}
+
+// writeRecord notes the trusted CMKs of a volume, atomically.
+func writeRecord(id header.ID, cmks []string) error {
+	path, err := recordPath(id)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	b, err := toml.Marshal(config{CMK: cmks})
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".record-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
