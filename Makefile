@@ -2,6 +2,7 @@
 PREFIX  ?= /usr/local
 DESTDIR ?=
 GO      ?= go
+TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
 LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume
 
@@ -9,14 +10,24 @@ LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume
 
 all: build
 
-build:
-	$(GO) build -trimpath -o bin/kmsfs ./cmd/kmsfs
+build: bin/kmsfs bin/kmsfs.1
+
+SOURCES := $(shell find . -name '*.go' -not -path './bin/*') go.mod go.sum
+
+bin/kmsfs: $(SOURCES)
+	$(GO) build -trimpath -tags '$(strip $(TAGS))' -o $@ ./cmd/kmsfs
+
+bin/kmsfs.1: docs/kmsfs.1.md go.mod
+	@mkdir -p bin
+	$(GO) run github.com/cpuguy83/go-md2man/v2 -in docs/kmsfs.1.md -out $@
 
 deps:
 	@./scripts/deps.sh
 
-demo: deps build
-	@./scripts/demo.sh
+# The demo's CMK is local, so it does without the SDKs of the cloud providers, whose compilation takes longest.
+demo: deps
+	$(GO) build -tags 'noalibaba,nohuawei' -o bin/demo/kmsfs ./cmd/kmsfs
+	@./scripts/demo.sh bin/demo/kmsfs
 
 test: deps check unit race bench-check integration
 
@@ -51,18 +62,21 @@ fuzz:
 	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./header
 	$(GO) test -run '^$$' -fuzz FuzzFile -fuzztime $(FUZZTIME) ./blockcrypt
 
+# mount(8) looks for its helpers in /sbin only.
 install: build
 	install -Dm755 bin/kmsfs $(DESTDIR)$(PREFIX)/bin/kmsfs
 	install -d $(DESTDIR)/sbin
 	ln -sf $(PREFIX)/bin/kmsfs $(DESTDIR)/sbin/mount.kmsfs
 	ln -sf $(PREFIX)/bin/kmsfs $(DESTDIR)/sbin/mount.fuse.kmsfs
-	install -Dm644 contrib/kmsfs@.service $(DESTDIR)/etc/systemd/system/kmsfs@.service
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1
-	$(GO) run github.com/cpuguy83/go-md2man/v2 -in docs/kmsfs.1.md -out $(DESTDIR)$(PREFIX)/share/man/man1/kmsfs.1
+	install -Dm644 bin/kmsfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/kmsfs.1
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' 'contrib/kmsfs@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/kmsfs@.service'
+	chmod 644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/kmsfs@.service'
 
+# The configuration in /etc/kmsfs stays: it notes which CMKs open which volume.
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/kmsfs $(DESTDIR)/sbin/mount.kmsfs $(DESTDIR)/sbin/mount.fuse.kmsfs \
-	  $(DESTDIR)/etc/systemd/system/kmsfs@.service $(DESTDIR)$(PREFIX)/share/man/man1/kmsfs.1
+	  $(DESTDIR)$(PREFIX)/share/man/man1/kmsfs.1 '$(DESTDIR)$(PREFIX)/lib/systemd/system/kmsfs@.service'
 
 clean:
 	rm -rf bin
