@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
@@ -14,7 +17,6 @@ import (
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/header"
-	"github.com/kmsfs/kmsfs/volume"
 )
 
 func inspectCommand() *cli.Command {
@@ -30,7 +32,7 @@ func inspectCommand() *cli.Command {
 	}
 }
 
-// facts is what inspect prints. Sizes are in bytes; those of a file add up to its size.
+// facts is what inspect prints; scripts rely on the names of the JSON. Sizes are in bytes. Nothing is authenticated.
 type facts struct {
 	Path           string            `json:"path"`
 	Kind           string            `json:"kind"` // volume, file or empty
@@ -53,7 +55,7 @@ type edkFacts struct {
 	Wrapped int    `json:"wrapped_size"`
 }
 
-// fileFacts: Size = header + HoleRoot + MapSlots·slot + Segments·overhead + PlaintextSize.
+// fileFacts are the sizes of a ciphertext file, which add up: size = header_size + hole_root_size + hole_map_size + seal_overhead + plaintext_size.
 type fileFacts struct {
 	Size          int64 `json:"size"`
 	PlaintextSize int64 `json:"plaintext_size"`
@@ -71,7 +73,9 @@ func doInspect(c *cli.Context) error {
 		return err
 	}
 	st, err := os.Stat(args[0])
-	if err != nil {
+	if errors.Is(err, os.ErrNotExist) {
+		return fail(exitNotVolume, "%w", err)
+	} else if err != nil {
 		return err
 	}
 	var f facts
@@ -93,7 +97,7 @@ func doInspect(c *cli.Context) error {
 }
 
 func inspectVolume(dir string) (facts, error) {
-	v, err := volume.Open(dir)
+	v, err := openVolume(dir)
 	if err != nil {
 		return facts{}, err
 	}
@@ -153,7 +157,15 @@ func headerFacts(h *header.Header) (facts, error) {
 	for _, e := range h.EDKs {
 		f.EDKs = append(f.EDKs, edkFacts{e.CMK, len(e.Wrapped)})
 	}
-	return f, errors.Join(err)
+	return f, err
+}
+
+// harmless quotes text that could move a terminal's cursor: nobody has authenticated it.
+func harmless(s string) string {
+	if q := strconv.Quote(s); q != `"`+s+`"` {
+		return q
+	}
+	return s
 }
 
 func (f facts) print(out io.Writer) {
@@ -174,9 +186,11 @@ func (f facts) print(out io.Writer) {
 		row("plaintext names", f.PlaintextNames)
 	}
 	row("data key id", f.KeyID)
-	row("context", f.Context)
+	for _, k := range slices.Sorted(maps.Keys(f.Context)) {
+		row("context", harmless(k)+"="+harmless(f.Context[k]))
+	}
 	for _, e := range f.EDKs {
-		row("wrapped by", fmt.Sprintf("%s (%d bytes)", e.CMK, e.Wrapped))
+		row("wrapped by", fmt.Sprintf("%s (%d bytes)", harmless(e.CMK), e.Wrapped))
 	}
 	row("header", fmt.Sprintf("%d bytes, %d of them used", f.HeaderSize, f.HeaderUsed))
 	if s := f.File; s != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
@@ -82,7 +83,7 @@ func credentialCMKs() (cmks []string, err error) {
 // openVolume opens a ciphertext directory without any key.
 func openVolume(dir string) (*volume.Volume, error) {
 	v, err := volume.Open(dir)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, fail(exitNotVolume, "%w", err)
 	}
 	return v, err
