@@ -2,6 +2,8 @@
 PREFIX  ?= /usr/local
 DESTDIR ?=
 GO      ?= go
+BIN     ?= bin
+BUILD   ?= -trimpath
 TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
 LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume
@@ -10,15 +12,15 @@ LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume
 
 all: build
 
-build: bin/kmsfs bin/kmsfs.1
+build: $(BIN)/kmsfs $(BIN)/kmsfs.1
 
 SOURCES := $(shell find . -name '*.go' -not -path './bin/*') go.mod go.sum
 
-bin/kmsfs: $(SOURCES)
-	$(GO) build -trimpath -tags '$(strip $(TAGS))' -o $@ ./cmd/kmsfs
+$(BIN)/kmsfs: $(SOURCES)
+	$(GO) build $(BUILD) -tags '$(strip $(TAGS))' -o $@ ./cmd/kmsfs
 
-bin/kmsfs.1: docs/kmsfs.1.md go.mod
-	@mkdir -p bin
+$(BIN)/kmsfs.1: docs/kmsfs.1.md go.mod
+	@mkdir -p $(BIN)
 	$(GO) run github.com/cpuguy83/go-md2man/v2 -in docs/kmsfs.1.md -out $@
 
 deps:
@@ -26,8 +28,8 @@ deps:
 
 # The demo's CMK is local, so it does without the SDKs of the cloud providers, whose compilation takes longest.
 demo: deps
-	$(GO) build -tags 'noalibaba,nohuawei' -o bin/demo/kmsfs ./cmd/kmsfs
-	@./scripts/demo.sh bin/demo/kmsfs
+	$(GO) build -tags 'noalibaba,nohuawei' -o $(BIN)/demo/kmsfs ./cmd/kmsfs
+	@./scripts/demo.sh $(BIN)/demo/kmsfs
 
 test: deps check unit race bench-check integration
 
@@ -64,11 +66,11 @@ fuzz:
 
 # mount(8) looks for its helpers in /sbin only.
 install: build
-	install -Dm755 bin/kmsfs $(DESTDIR)$(PREFIX)/bin/kmsfs
+	install -Dm755 $(BIN)/kmsfs $(DESTDIR)$(PREFIX)/bin/kmsfs
 	install -d $(DESTDIR)/sbin
 	ln -sf $(PREFIX)/bin/kmsfs $(DESTDIR)/sbin/mount.kmsfs
 	ln -sf $(PREFIX)/bin/kmsfs $(DESTDIR)/sbin/mount.fuse.kmsfs
-	install -Dm644 bin/kmsfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/kmsfs.1
+	install -Dm644 $(BIN)/kmsfs.1 $(DESTDIR)$(PREFIX)/share/man/man1/kmsfs.1
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' 'contrib/kmsfs@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/kmsfs@.service'
 	chmod 644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/kmsfs@.service'
@@ -79,4 +81,4 @@ uninstall:
 	  $(DESTDIR)$(PREFIX)/share/man/man1/kmsfs.1 '$(DESTDIR)$(PREFIX)/lib/systemd/system/kmsfs@.service'
 
 clean:
-	rm -rf bin
+	rm -rf $(BIN)

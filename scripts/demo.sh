@@ -2,7 +2,7 @@
 # A volume from creation to the second mount, on real files, in under a minute. It leaves nothing behind.
 # usage: demo.sh PROGRAM, in the root of the source tree
 set -eu
-kmsfs=$(pwd)/$1
+kmsfs=$(realpath "$1")
 tree=$(pwd)
 dir=$(mktemp -d)
 export KMSFS_CONFIG_DIR="$dir/config"
