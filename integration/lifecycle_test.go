@@ -197,7 +197,7 @@ func TestReadOnlyAndFullBacking(t *testing.T) {
 	v := bareVolume(t)
 	v.ok(t, "key", "new", v.cmk)
 	must(t, os.Mkdir(v.cipher, 0o755))
-	shell(t, v.dir, `truncate -s 24M image; mkfs.ext4 -q image; mount -o loop image cipher`)
+	shell(t, v.dir, `truncate -s 24M image; mkfs.ext4 -q image; dev=$(losetup --find --show image); mount $dev cipher; losetup --detach $dev`)
 	defer shell(t, v.dir, `umount cipher`)
 	v.ok(t, "init", "--cmk", "local:"+v.cmk, v.cipher)
 	plain := v.mount(t)
@@ -249,28 +249,4 @@ func TestInspect(t *testing.T) {
 	}
 	v.refused(t, exitNotVolume, []string{"harness_test.go"}, "inspect", "harness_test.go")
 	v.refused(t, exitNotVolume, []string{v.plain}, "inspect", v.plain)
-}
-
-// TestHelper mounts through mount(8), as a line of fstab would.
-func TestHelper(t *testing.T) {
-	v := newVolume(t)
-	for _, name := range []string{"mount.kmsfs", "mount.fuse.kmsfs"} {
-		link := filepath.Join("/sbin", name)
-		if _, err := os.Lstat(link); err == nil {
-			t.Fatalf("%s exists; uninstall kmsfs to test", link)
-		}
-		must(t, os.Symlink(binary, link))
-		defer os.Remove(link)
-	}
-	for _, kind := range []string{"kmsfs", "fuse.kmsfs"} {
-		shell(t, v.dir, `KMSFS_CONFIG_DIR=`+v.config+` mount -t `+kind+` -o noatime,nofail,_netdev,x-systemd.automount,cmk=local:`+v.cmk+` `+v.cipher+` `+v.plain)
-		v.mounted = true
-		shell(t, v.plain, `echo x > f; cat f`)
-		shell(t, v.dir, `umount plain`)
-		eventually(t, "unmounted", func() bool { return len(mounts()) == 0 })
-		v.mounted = false
-		eventually(t, "released", func() bool {
-			return exec.Command("flock", "-n", filepath.Join(v.cipher, ".kmsfs"), "true").Run() == nil
-		})
-	}
 }
