@@ -108,20 +108,3 @@ func TestManual(t *testing.T) {
 		t.Errorf("only %d flags", seen)
 	}
 }
-
-// TestUnit lets systemd check the unit.
-func TestUnit(t *testing.T) {
-	dir := t.TempDir()
-	unit, err := os.ReadFile("../contrib/kmsfs@.service")
-	must(t, err)
-	path := filepath.Join(dir, "kmsfs@.service")
-	must(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(unit), "/usr/local/bin/kmsfs", binary)), 0o644))
-	out, err := exec.Command("systemd-analyze", "verify", "--man=no", path).CombinedOutput()
-	if err != nil || strings.Contains(string(out), "kmsfs@") {
-		t.Errorf("verify: %v\n%s", err, out)
-	}
-	out, err = exec.Command("systemd-analyze", "security", "--offline=yes", "--threshold=70", "--no-pager", path).CombinedOutput()
-	if err != nil {
-		t.Errorf("security: %v\n%s", err, out)
-	}
-}
