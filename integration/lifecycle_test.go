@@ -201,7 +201,7 @@ func TestReadOnlyAndFullBacking(t *testing.T) {
 	defer shell(t, v.dir, `umount cipher`)
 	v.ok(t, "init", "--cmk", "local:"+v.cmk, v.cipher)
 	plain := v.mount(t)
-	got := shell(t, plain, `seq 1 100000 > old; sync; sum=$(md5sum < old); dd if=/dev/zero of=fill bs=1M count=100 2>&1 | grep -o 'No space left' || true
+	got := shell(t, plain, `seq 1 100000 > old; sync old; sum=$(md5sum < old); dd if=/dev/zero of=fill bs=1M count=100 2>&1 | grep -o 'No space left' || true
 		test "$sum" = "$(md5sum < old)" && echo intact; echo more >> old 2>/dev/null || true; rm fill; echo again > new; cat new`)
 	if got != "No space left\nintact\nagain\n" {
 		t.Errorf("full disk: %q", got)

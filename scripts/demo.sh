@@ -40,14 +40,14 @@ ls "$dir/cipher"
 
 say "5. One file's header: no key needed"
 dd if=/dev/zero of="$dir/plain/big" bs=4096 count=25 status=none
-sync
+sync "$dir/plain/big"
 sealed=$(find "$dir/cipher" -maxdepth 1 -type f -size +99k -printf '%T@ %p\n' | sort | tail -n 1 | cut -d' ' -f2)
 "$kmsfs" inspect "$sealed"
 
 say "6. Overwriting one byte changes one segment of 25"
 cp "$sealed" "$dir/before"
 printf x | dd of="$dir/plain/big" bs=1 seek=50000 conv=notrunc status=none
-sync
+sync "$dir/plain/big"
 cmp -l "$dir/before" "$sealed" | awk '{ s[int(($1 - 1 - 2048) / 4136)] = 1 } END { for (i in s) print "segment", i, "differs" }'
 
 say "7. Unmount, mount again, compare"
