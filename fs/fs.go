@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
@@ -131,10 +132,8 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 		f.close()
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
+	// The mount is there and initialized. WaitMount would open a file in it: killed at that instant, the process would wait for its own answer for ever.
 	go srv.Serve()
-	if err := srv.WaitMount(); err != nil {
-		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
-	}
 	f.readAhead(mountpoint)
 	return &Server{f, srv}, nil
 }
@@ -163,11 +162,13 @@ func (f *FS) String() string { return "kmsfs" }
 // readAhead asks the kernel to read ahead a whole request at a time: its default is an eighth of that. It needs root; without, reads
 // are merely smaller.
 func (f *FS) readAhead(mountpoint string) {
-	var st unix.Stat_t
-	if unix.Stat(mountpoint, &st) != nil {
+	// The list of mounts tells the device without a request to this process.
+	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(mountpoint))
+	if err != nil || len(infos) == 0 {
 		return
 	}
-	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	m := infos[len(infos)-1]
+	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", m.Major, m.Minor)
 	_ = os.WriteFile(path, []byte(fmt.Sprint(maxRequest>>10)), 0)
 }
 
