@@ -198,3 +198,18 @@ func TestReadmeInstall(t *testing.T) {
 		t.Errorf("the commands are %q, %v", service, err)
 	}
 }
+
+// TestDemo runs the demo's script on a small source tree.
+func TestDemo(t *testing.T) {
+	dir := t.TempDir()
+	shell(t, "..", "mkdir "+dir+"/src "+dir+"/tmp; cp -a cmd docs README.md "+dir+"/src")
+	got := shell(t, "..", "demo=$PWD/scripts/demo.sh; cd "+dir+"/src; TMPDIR="+dir+"/tmp $demo "+binary+"; ls -A "+dir+"/tmp")
+	for _, want := range []string{"\nit works\nok\n", " plaintext\n", "\nsegment 12 differs\n\n", "\nevery file is as it was\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in\n%s", want, got)
+		}
+	}
+	if !strings.HasSuffix(got, "\nevery file is as it was\n") {
+		t.Errorf("the demo leaves something behind:\n%s", got)
+	}
+}
