@@ -194,6 +194,23 @@ func TestStaleThroughLink(t *testing.T) {
 	v.umount(t) // takes a stale mount away, too
 }
 
+// TestKilledWhileMounting kills daemons as soon as their mounts appear: each dies, since nothing in it waits for an answer of its own.
+func TestKilledWhileMounting(t *testing.T) {
+	v := newVolume(t)
+	for range 20 {
+		cmd := exec.Command(binary, "mount", "--foreground", "--log", v.log, v.cipher, v.plain)
+		cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
+		must(t, cmd.Start())
+		v.mounted = true
+		for end := time.Now().Add(10 * time.Second); !slices.Contains(mounts(), v.plain) && time.Now().Before(end); {
+		}
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+		eventually(t, "the mount is stale", func() bool { return errors.Is(unix.Statfs(v.plain, new(unix.Statfs_t)), unix.ENOTCONN) })
+		v.umount(t)
+	}
+}
+
 // TestConfiguration takes settings from the configuration file, and lets the command line win.
 func TestConfiguration(t *testing.T) {
 	v := bareVolume(t)
