@@ -16,6 +16,9 @@ need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
 need strace strace
 need systemd-analyze systemd
+need pgrep procps
+need mount mount
+need losetup mount
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then
 	echo "please install:$missing" >&2
