@@ -84,12 +84,16 @@ func TestScanDamage(t *testing.T) {
 		lost   int64 // first segment lost, -1 if none is
 		number int64 // of segments lost
 	}{
-		"flip":           {func(b []byte) []byte { b[at(2)+50] ^= 1; return b }, FaultAuth, 2, 1},
-		"flip last":      {func(b []byte) []byte { b[end-1] ^= 1; return b }, FaultAuth, 5, 1},
-		"zero":           {func(b []byte) []byte { clear(b[at(2):at(3)]); return b }, FaultZero, 2, 1},
-		"zero two":       {func(b []byte) []byte { clear(b[at(2):at(4)]); return b }, FaultZero, 2, 2},
-		"zero last":      {func(b []byte) []byte { clear(b[at(5):]); return b }, FaultZero, 5, 1},
-		"swap":           {func(b []byte) []byte { copy(b[at(2):], good.b[at(3):at(4)]); copy(b[at(3):], good.b[at(2):at(3)]); return b }, FaultAuth, 2, 2},
+		"flip":      {func(b []byte) []byte { b[at(2)+50] ^= 1; return b }, FaultAuth, 2, 1},
+		"flip last": {func(b []byte) []byte { b[end-1] ^= 1; return b }, FaultAuth, 5, 1},
+		"zero":      {func(b []byte) []byte { clear(b[at(2):at(3)]); return b }, FaultZero, 2, 1},
+		"zero two":  {func(b []byte) []byte { clear(b[at(2):at(4)]); return b }, FaultZero, 2, 2},
+		"zero last": {func(b []byte) []byte { clear(b[at(5):]); return b }, FaultZero, 5, 1},
+		"swap": {func(b []byte) []byte {
+			copy(b[at(2):], good.b[at(3):at(4)])
+			copy(b[at(3):], good.b[at(2):at(3)])
+			return b
+		}, FaultAuth, 2, 2},
 		"cut at slot":    {func(b []byte) []byte { return b[:at(4)] }, FaultCut, -1, 0},
 		"cut in slot":    {func(b []byte) []byte { return b[:at(4)+100] }, FaultAuth, 4, 1},
 		"cut in nonce":   {func(b []byte) []byte { return b[:at(4)+10] }, FaultSize, 4, 1},

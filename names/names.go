@@ -179,3 +179,13 @@ func (k *Keys) OpenDirID(target string) ([16]byte, error) {
 	}
 	return [16]byte(id), nil
 }
+
+// SideOf returns the stored name of the entry whose long name a side link tells; ok is false for any other name.
+func SideOf(side string) (disk string, ok bool) {
+	for _, prefix := range []string{namePrefix, copyPrefix} {
+		if h, found := strings.CutPrefix(side, prefix); found {
+			return longPrefix + h, true
+		}
+	}
+	return "", false
+}

@@ -88,11 +88,15 @@ func (v *Volume) Layout() (blockcrypt.Layout, error) {
 }
 
 // NewFile returns the header bytes and the cipher of a new file: a fresh file ID under the volume's data key.
-func (v *Volume) NewFile() ([]byte, *blockcrypt.Cipher, error) {
+func (v *Volume) NewFile() ([]byte, *blockcrypt.Cipher, error) { return v.SealFile(header.NewID()) }
+
+// SealFile returns the header bytes and the cipher of the file with the given ID under the volume's data key. It is for files whose header is damaged
+// but for the ID: a cipher that opens their segments shows that the ID and the key are theirs.
+func (v *Volume) SealFile(id header.ID) ([]byte, *blockcrypt.Cipher, error) {
 	vh := v.Header()
 	h := &header.Header{
 		Kind: header.File, Algorithm: vh.Algorithm, SegmentSize: vh.SegmentSize, Size: vh.Size,
-		FileID: header.NewID(), Context: vh.Context, EDKs: vh.EDKs,
+		FileID: id, Context: vh.Context, EDKs: vh.EDKs,
 	}
 	dk := v.dataKey(v.keys.current)
 	raw, err := h.Seal(dk)

@@ -50,7 +50,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 
 Flags stand before operands. "kmsfs help COMMAND" shows a command's flags; exit codes and files are in kmsfs(1).`,
 		Commands: []*cli.Command{
-			keyCommand(), initCommand(), mountCommand(), umountCommand(), inspectCommand(), helpCommand(), versionCommand(),
+			keyCommand(), initCommand(), mountCommand(), umountCommand(), inspectCommand(), fsckCommand(), recoverCommand(),
+			helpCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"github.com/kmsfs/kmsfs/fsck"
+	"github.com/kmsfs/kmsfs/volume"
+)
+
+// exitRepaired says that there were faults and that none is left.
+const exitRepaired = 10
+
+func fsckCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "fsck",
+		Usage:        "verify every byte of an unmounted volume",
+		ArgsUsage:    "CIPHERDIR",
+		OnUsageError: usageError,
+		Description: "Exit codes: 0 all is sound, 4 something is damaged, 10 all that was damaged is repaired, 7 the volume is in use.\n" +
+			"What a crash leaves behind and nothing refers to is reported, and does not count.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended without guessing: what is stored twice, or can be derived"},
+			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
+			trustFlag(), configFlag(), endpointFlag(),
+		},
+		Action: doFsck,
+	}
+}
+
+// trustFlag is --cmk for the commands that unwrap.
+func trustFlag() cli.Flag {
+	return cmkFlag("trust `CMK` (repeatable); default: what this machine has noted for the volume")
+}
+
+// fsckResult is what fsck prints as JSON.
+type fsckResult struct {
+	Volume string       `json:"volume"`
+	Faults []fsck.Fault `json:"faults"`
+	Report fsck.Report  `json:"summary"`
+}
+
+func doFsck(c *cli.Context) error {
+	args, err := operands(c, "CIPHERDIR")
+	if err != nil {
+		return err
+	}
+	v, err := openUnlocked(c, args[0], (*volume.Volume).Lock)
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+
+	result := fsckResult{Volume: v.Dir(), Faults: []fsck.Fault{}}
+	bar := newBar(c.Context, c.App.ErrWriter, v)
+	report, err := fsck.Check(c.Context, v, fsck.Options{
+		Repair: c.Bool("repair"),
+		Fault: func(f fsck.Fault) {
+			if c.Bool("json") {
+				result.Faults = append(result.Faults, f)
+				return
+			}
+			bar.clear()
+			fmt.Fprintln(c.App.Writer, f)
+		},
+		Progress: bar.progress(),
+	})
+	bar.clear()
+	if err != nil {
+		return fmt.Errorf("fsck of %s: %w", v.Dir(), err)
+	}
+	result.Report = report
+	if c.Bool("json") {
+		enc := json.NewEncoder(c.App.Writer)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(result); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(c.App.Writer, "%d directories, %d files, %d symbolic links, %d others, %d bytes: %d faults, %d repaired, %d leftovers\n",
+			report.Directories, report.Files, report.Links, report.Others, report.Bytes, report.Faults, report.Repaired, report.Leftovers)
+	}
+	switch {
+	case report.Faults > report.Repaired:
+		hint := ""
+		if !c.Bool("repair") {
+			hint = "; fsck --repair mends what can be mended, kmsfs recover copies out what is sound"
+		}
+		return codedError{exitDamaged, fmt.Sprintf("%s is damaged: %d faults%s", v.Dir(), report.Faults-report.Repaired, hint)}
+	case report.Faults > 0:
+		return codedError{exitRepaired, fmt.Sprintf("%s was damaged: all %d faults are repaired", v.Dir(), report.Faults)}
+	}
+	return nil
+}
+
+// openUnlocked opens a volume and unwraps its data key with the CMKs that are trusted for it; lock, if it is not nil, runs before.
+func openUnlocked(c *cli.Context, dir string, lock func(*volume.Volume) error) (_ *volume.Volume, err error) {
+	conf, err := loadConfig(c.String("config"))
+	if err != nil {
+		return nil, err
+	}
+	v, err := volume.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			v.Close()
+		}
+	}()
+	if lock != nil {
+		if err := lock(v); err != nil {
+			return nil, fmt.Errorf("%w; unmount it first", err)
+		}
+	}
+	job := &mountJob{cmks: c.StringSlice("cmk"), fallback: conf.CMK}
+	if err := checkCMKs(job.cmks); err != nil {
+		return nil, err
+	}
+	return v, job.unlock(v)
+}
+
+// A bar is a progress bar; nil draws nothing.
+type bar struct{ b *progressbar.ProgressBar }
+
+// newBar returns a bar for a check of v if out is a terminal.
+func newBar(ctx context.Context, out io.Writer, v *volume.Volume) *bar {
+	f, ok := out.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return nil
+	}
+	return &bar{progressbar.NewOptions64(max(fsck.Size(ctx, v), 1),
+		progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true), progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish())}
+}
+
+// progress is what moves the bar, nil if there is none.
+func (b *bar) progress() func(fsck.Progress) {
+	if b == nil {
+		return nil
+	}
+	return func(p fsck.Progress) {
+		b.b.Describe(fmt.Sprintf("%d entries", p.Entries))
+		_ = b.b.Set64(min(p.Bytes, b.b.GetMax64()))
+	}
+}
+
+// clear takes the bar off the terminal for a line of text.
+func (b *bar) clear() {
+	if b != nil {
+		_ = b.b.Clear()
+	}
+}

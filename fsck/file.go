@@ -1,0 +1,142 @@
+package fsck
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/volume"
+)
+
+// file checks a regular file: header, hole maps, every segment, and the length.
+func (c *checker) file(dir *os.File, disk string, at place) {
+	f, err := openFile(int(dir.Fd()), disk, unix.O_RDONLY)
+	if err != nil {
+		c.unreadable(at, err)
+		return
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		c.unreadable(at, err)
+		return
+	}
+	if st.Size() == 0 {
+		return
+	}
+	src := sealedFile{f, func(n int) { c.bytes.Add(int64(n)) }}
+	h, cipher, err := c.header(src)
+	if errors.As(err, new(unix.Errno)) && !errors.Is(err, keyring.ErrUnavailable) {
+		c.unreadable(at, err)
+		return
+	}
+	plain, _ := c.layout.PlainSize(st.Size())
+	fault := at.fault(Header, headerCause(err))
+	fault.Len, fault.SealedLen = plain, min(st.Size(), int64(c.v.Header().Size))
+	if cipher == nil {
+		c.fault(fault, nil)
+		return
+	}
+	var faults []blockcrypt.Fault
+	good := int64(0)
+	failed := blockcrypt.Scan(src, st.Size(), c.layout, cipher, blockcrypt.Visitor{
+		Data: func(_ int64, p []byte) error { good += int64(len(p)); return c.ctx.Err() },
+		Hole: func(int64, int64) error { return c.ctx.Err() },
+		Fault: func(f blockcrypt.Fault) error {
+			if err == nil {
+				c.content(at, f) // no matter how many
+			} else if len(faults) < maxHeld {
+				faults = append(faults, f)
+			}
+			return c.ctx.Err()
+		},
+	})
+	if failed != nil || err == nil {
+		return // ctx is done, or all is reported
+	}
+	if good == 0 {
+		c.fault(fault, nil) // whatever the header says, nothing of this was sealed under it
+		return
+	}
+	fault.Len = 0
+	fault.Cause += "; its content authenticates"
+	c.fault(fault, func() error { return rewrite(dir, disk, h) })
+	for _, f := range faults {
+		c.content(at, f)
+	}
+}
+
+// maxHeld bounds the faults that are held back while a damaged header is judged.
+const maxHeld = 1000
+
+// content reports a fault in a file's slots.
+func (c *checker) content(at place, f blockcrypt.Fault) {
+	kind, cause := Content, f.Kind.String()
+	switch f.Kind {
+	case blockcrypt.FaultMap:
+		kind = HoleMap
+	case blockcrypt.FaultRead:
+		kind, cause = Unreadable, fmt.Sprintf("%s: %v", cause, f.Err)
+	}
+	fault := at.fault(kind, cause)
+	fault.Off, fault.Len, fault.SealedOff, fault.SealedLen = f.Off, f.Len, f.SealedOff, f.SealedLen
+	c.fault(fault, nil)
+}
+
+// header opens a file's header; of a damaged one that may have kept its file ID, it returns the cipher that the ID gives
+// under the volume's data key, and what the header would have to be.
+func (c *checker) header(src io.ReaderAt) (mended []byte, cipher *blockcrypt.Cipher, err error) {
+	return openHeader(c.v, src, func(raw []byte) (*blockcrypt.Cipher, error) { return c.v.OpenFile(c.ctx, raw) })
+}
+
+func openHeader(v *volume.Volume, src io.ReaderAt, open func(raw []byte) (*blockcrypt.Cipher, error)) (mended []byte, cipher *blockcrypt.Cipher, err error) {
+	raw := make([]byte, v.Header().Size)
+	n, err := src.ReadAt(raw, 0)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	cipher, err = open(raw[:n])
+	if err == nil || n < len(raw) {
+		return nil, cipher, err
+	}
+	const idOffset = 24 // docs/format.md section 4.1
+	mended, cipher, failed := v.SealFile(header.ID(raw[idOffset:]))
+	if failed != nil {
+		return nil, nil, err
+	}
+	return mended, cipher, err
+}
+
+// headerCause says why a header is refused.
+func headerCause(err error) string {
+	cause := "changed or cut"
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, volume.ErrForeign):
+		cause = "the file was brought from another volume"
+	case errors.Is(err, keyring.ErrNoMatch):
+		cause = "changed, or the file was brought from another volume"
+	case errors.Is(err, keyring.ErrDenied), errors.Is(err, keyring.ErrUnavailable):
+		cause = "changed, or made under a data key that no CMK unwraps now"
+	case errors.Is(err, header.ErrVersion):
+		cause = "changed, or made by a newer kmsfs"
+	}
+	return cause + ": " + err.Error()
+}
+
+// rewrite puts a header in the place of a damaged one.
+func rewrite(dir *os.File, disk string, h []byte) error {
+	f, err := openFile(int(dir.Fd()), disk, unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(h, 0)
+	return errors.Join(err, f.Sync(), f.Close())
+}

@@ -1,0 +1,87 @@
+package volume
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/header"
+)
+
+// A HeaderFault is what is wrong with one of the two files that hold the volume header.
+type HeaderFault struct {
+	Path string // below the ciphertext directory
+	Err  error
+}
+
+// CheckHeaders authenticates both files that hold the header of an unlocked volume. The second must be what the first is.
+func (v *Volume) CheckHeaders() []HeaderFault {
+	_, faults := v.soundHeader()
+	return faults
+}
+
+// MendHeaders writes the files that CheckHeaders finds fault with anew, from the other, and makes them durable.
+func (v *Volume) MendHeaders() error {
+	raw, faults := v.soundHeader()
+	if raw == nil {
+		return ErrDamaged
+	}
+	for _, f := range faults {
+		if err := v.replace(filepath.Base(f.Path), raw); err != nil {
+			return fmt.Errorf("mend %s: %w", filepath.Join(v.dir, f.Path), err)
+		}
+	}
+	if len(faults) > 0 {
+		v.warning = ""
+	}
+	return unix.Fsync(v.meta)
+}
+
+// soundHeader returns the bytes of the better one of the two files, nil if neither authenticates, and what is wrong with them.
+func (v *Volume) soundHeader() (sound []byte, faults []HeaderFault) {
+	for _, name := range []string{headerFile, headerCopy} {
+		raw, err := readSmall(v.meta, name, header.MaxSize)
+		var h *header.Header
+		if err == nil {
+			h, err = header.Parse(raw)
+		}
+		switch {
+		case err != nil:
+		case h.Kind != header.Volume || h.FileID != v.Header().FileID:
+			err = errors.New("the header of something else")
+		case len(raw) != h.Size:
+			err = fmt.Errorf("%w: %d bytes instead of %d", header.ErrFormat, len(raw), h.Size)
+		default:
+			err = h.Verify(v.dataKey(v.keys.current))
+		}
+		if err == nil && sound != nil && !bytes.Equal(raw, sound) {
+			err = fmt.Errorf("sound, but not what %s is", headerFile)
+		}
+		if err != nil {
+			faults = append(faults, HeaderFault{filepath.Join(MetaDir, name), err})
+		} else if sound == nil {
+			sound = raw
+		}
+	}
+	return sound, faults
+}
+
+// replace replaces a file in the volume's own directory.
+func (v *Volume) replace(name string, b []byte) error {
+	const temporary = "volume.new"
+	_ = unix.Unlinkat(v.meta, temporary, 0)
+	fd, err := unix.Openat(v.meta, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), temporary)
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return unix.Renameat(v.meta, temporary, v.meta, name)
+}
