@@ -40,7 +40,6 @@ func target(t *testing.T) (v *volume, sealed string, content []byte) {
 func attacked(t *testing.T, v *volume, sealed string) {
 	t.Helper()
 	plain := v.mount(t)
-	defer v.umount(t)
 	got, err := os.ReadFile(filepath.Join(plain, "target"))
 	if !errors.Is(err, unix.EIO) {
 		t.Errorf("read %d bytes, %v; want EIO", len(got), err)
@@ -53,6 +52,8 @@ func attacked(t *testing.T, v *volume, sealed string) {
 	if b, err := os.ReadFile(filepath.Join(plain, "neighbour")); err != nil || string(b) != "sound" {
 		t.Errorf("neighbour: %q, %v", b, err)
 	}
+	v.umount(t)
+	fsckFinds(t, v, sealed)
 }
 
 // attack runs one edit of the target's ciphertext.
@@ -254,6 +255,7 @@ func TestAttackAbsentMaps(t *testing.T) {
 		if got, err := read(); !errors.Is(err, unix.EIO) {
 			t.Errorf("read %q, %v; want EIO", got, err)
 		}
+		fsckFinds(t, v, path)
 		return
 	}
 	t.Fatal("no file to attack")
@@ -295,6 +297,15 @@ func TestAttackNamesTargetsAttributes(t *testing.T) {
 	})
 	must(t, err)
 	plain = v.mount(t)
+	v.umount(t)
+	kinds := make(map[string]int)
+	for _, f := range v.fsck(t, 4).Faults {
+		kinds[f.Kind+" "+f.Plaintext]++
+	}
+	if len(kinds) != 2 || kinds["link target /dir/link"] != 1 || kinds["attribute /dir/attr"] != 1 {
+		t.Errorf("fsck: %v", kinds)
+	}
+	plain = v.mount(t)
 	if target, err := os.Readlink(filepath.Join(plain, "dir/link")); !errors.Is(err, unix.EIO) {
 		t.Errorf("link: %q, %v", target, err)
 	}
@@ -324,7 +335,15 @@ func TestAttackNamesTargetsAttributes(t *testing.T) {
 	if _, err := os.Readlink(filepath.Join(sealedDir, "kmsfs.dir")); err != nil {
 		t.Errorf("the lost copy was not mended: %v", err)
 	}
-	must(t, os.Rename(sealedDir, filepath.Join(v.cipher, flip(filepath.Base(sealedDir)))))
+	changed := filepath.Join(v.cipher, flip(filepath.Base(sealedDir)))
+	must(t, os.Rename(sealedDir, changed))
+	lost := false
+	for _, f := range v.fsck(t, 4).Faults {
+		lost = lost || f.Kind == "name" && f.Ciphertext == changed && f.Plaintext == "/?"
+	}
+	if !lost {
+		t.Errorf("fsck does not find the changed name %s", changed)
+	}
 	plain = v.mount(t)
 	if list, err := os.ReadDir(plain); err != nil || len(list) != 0 {
 		t.Errorf("a name that was changed is listed: %v, %v", list, err)

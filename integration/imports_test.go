@@ -25,6 +25,8 @@ var allowed = map[string][]string{
 	"volume": {module + "blockcrypt", module + "header", module + "keyring", module + "names",
 		"golang.org/x/sys/unix", "golang.org/x/sync/singleflight"},
 	"journal": {"golang.org/x/sys/unix"},
+	"fsck": {module + "blockcrypt", module + "header", module + "keyring", module + "names", module + "volume",
+		"golang.org/x/sys/unix", "golang.org/x/sync/errgroup"},
 	"fs": {module + "blockcrypt", module + "journal", module + "header", module + "keyring", module + "names", module + "volume",
 		"github.com/hanwen/go-fuse/", "github.com/moby/sys/mountinfo", "golang.org/x/sys/unix"},
 }
