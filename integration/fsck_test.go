@@ -69,7 +69,7 @@ func variety(t testing.TB, plain string) {
 		head -c 100000 /dev/zero | tr '\0' x > dir/file; : > dir/empty; echo small > "$(printf 'long name %0220d' 2)"
 		echo deep > "$(printf 'long directory %0200d' 1)/deep"; ln dir/file dir/sub/hard
 		ln -s target dir/link; ln -s "$(printf '%04000d' 3)" dir/sub/longlink
-		truncate -s 300M dir/sparse; echo middle | dd of=dir/sparse bs=1M seek=200 conv=notrunc status=none
+		truncate -s 160M dir/sparse; echo middle | dd of=dir/sparse bs=1M seek=100 conv=notrunc status=none
 		fallocate -p -o 8192 -l 16384 dir/file
 		setfattr -n user.short -v value dir/file; setfattr -n "user.$(printf '%0230d' 4)" -v "long name" dir/file; setfattr -n user.dir -v d dir
 		mkfifo dir/fifo; chmod 0640 dir/file`)

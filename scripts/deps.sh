@@ -19,6 +19,7 @@ need systemd-analyze systemd
 need pgrep procps
 need mount mount
 need losetup mount
+/usr/bin/python3 -c 'import cryptography' 2>/dev/null || missing="$missing python3-cryptography"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ]; then
 	echo "please install:$missing" >&2
