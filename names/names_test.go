@@ -145,19 +145,91 @@ func TestXattrs(t *testing.T) {
 	}
 }
 
+// FuzzOpen opens what an attacker may have stored.
 func FuzzOpen(f *testing.F) {
 	k := keys(f)
-	e, _ := k.Name([16]byte{}, "name")
-	f.Add(e.Disk)
-	f.Fuzz(func(t *testing.T, disk string) {
+	for _, plain := range []string{"name", strings.Repeat("long", 60)} {
+		e, err := k.Name([16]byte{}, plain)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(e.Disk, []byte(e.Sealed))
+	}
+	for _, full := range []string{"user.x", "user." + strings.Repeat("x", 240)} {
+		x, _ := k.XattrName(full)
+		f.Add(x.Disk, k.SealXattr(x, []byte("value")))
+	}
+	f.Add(k.SealDirID([16]byte{1}), k.SealTarget(strings.Repeat("t", 4000)).Blob)
+	f.Add(k.SealTarget("target").Disk, []byte(nil))
+	f.Add(LongTarget([16]byte{2}), []byte(nil))
+	f.Fuzz(func(t *testing.T, disk string, value []byte) {
 		if name, err := k.Open([16]byte{}, disk); err == nil {
-			if e, err := k.Name([16]byte{}, name); err != nil || e.Disk != disk {
+			if e, err := k.Name([16]byte{}, name); err != nil || len(e.Disk) <= maxName && e.Disk != disk {
 				t.Fatalf("%q opens as %q, which is stored as %q", disk, name, e.Disk)
 			}
 		}
+		if name, err := k.OpenLong([16]byte{}, disk, string(value)); err == nil {
+			if e, err := k.Name([16]byte{}, name); err != nil || e.Long && (e.Disk != disk || e.Sealed != string(value)) {
+				t.Fatalf("%q opens as %q, which is stored as %q", disk, name, e.Disk)
+			}
+		}
+		if id, err := k.OpenDirID(disk); err == nil && k.SealDirID(id) != disk {
+			t.Fatalf("%q is a second spelling of a directory ID", disk)
+		}
+		if id, ok := ParseLongTarget(disk); ok && LongTarget(id) != disk {
+			t.Fatalf("%q is a second spelling of a long target", disk)
+		}
 		_, _ = k.OpenTarget(disk)
-		_, _ = k.OpenDirID(disk)
-		_, _ = k.OpenXattrName(disk, []byte(disk))
+		_, _ = k.OpenLongTarget(value)
+		if full, err := k.OpenXattrName(disk, value); err == nil {
+			x, ok := k.XattrName(full)
+			if !ok || x.Disk != disk {
+				t.Fatalf("%q opens as %q, which is stored as %q", disk, full, x.Disk)
+			}
+			_, _ = k.OpenXattr(x, value)
+		}
+		if entry, ok := SideOf(disk); ok && !IsSide(disk) || ok && !IsLong(entry) {
+			t.Fatalf("%q is the side link of %q", disk, entry)
+		}
+	})
+}
+
+// FuzzSeal opens what it has sealed.
+func FuzzSeal(f *testing.F) {
+	k := keys(f)
+	f.Add("name", "value")
+	f.Add(strings.Repeat("n", 255), "")
+	f.Add("user.x", strings.Repeat("v", 5000))
+	f.Fuzz(func(t *testing.T, name, value string) {
+		if e, err := k.Name([16]byte{3}, name); err == nil && name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00") {
+			got, err := k.Open([16]byte{3}, e.Disk)
+			if e.Long {
+				got, err = k.OpenLong([16]byte{3}, e.Disk, e.Sealed)
+			}
+			if err != nil || got != name || len(e.Disk) > maxName {
+				t.Fatalf("%q, stored as %q, opens as %q, %v", name, e.Disk, got, err)
+			}
+		}
+		target := k.SealTarget(value)
+		got, err := k.OpenTarget(target.Disk)
+		if target.Long() {
+			got, err = k.OpenLongTarget(target.Blob)
+		} else if n, long := TargetSize(len(target.Disk)); value != "" && (long || n != int64(len(value))) { // no link has an empty target
+			t.Fatalf("a target of %d bytes has %d by its stored length", len(value), n)
+		}
+		if err != nil || got != value {
+			t.Fatalf("target %q opens as %q, %v", value, got, err)
+		}
+		if x, ok := k.XattrName(name); ok {
+			sealed := k.SealXattr(x, []byte(value))
+			full, err := k.OpenXattrName(x.Disk, sealed)
+			if err != nil || full != name || len(x.Disk) > maxName {
+				t.Fatalf("attribute %q opens as %q, %v", name, full, err)
+			}
+			if got, err := k.OpenXattr(x, sealed); err != nil || string(got) != value {
+				t.Fatalf("value %q opens as %q, %v", value, got, err)
+			}
+		}
 	})
 }
 
