@@ -30,6 +30,9 @@ func (c *checker) file(dir *os.File, disk string, at place) {
 	if st.Size() == 0 {
 		return
 	}
+	if c.o.Suspect != nil && c.o.Suspect(int(f.Fd())) {
+		at.suspect = true
+	}
 	src := sealedFile{f, func(n int) { c.bytes.Add(int64(n)) }}
 	h, cipher, err := c.header(src)
 	if errors.As(err, new(unix.Errno)) && !errors.Is(err, keyring.ErrUnavailable) {
@@ -66,7 +69,10 @@ func (c *checker) file(dir *os.File, disk string, at place) {
 	}
 	fault.Len = 0
 	fault.Cause += "; its content authenticates"
-	c.fault(fault, func() error { return rewrite(dir, disk, h) })
+	if at.suspect {
+		h = nil
+	}
+	c.fault(fault, rewriter(h, dir, disk))
 	for _, f := range faults {
 		c.content(at, f)
 	}
@@ -131,8 +137,15 @@ func headerCause(err error) string {
 	return cause + ": " + err.Error()
 }
 
-// rewrite puts a header in the place of a damaged one.
-func rewrite(dir *os.File, disk string, h []byte) error {
+// rewriter returns what puts a header in the place of a damaged one; nil if there is none to put.
+func rewriter(h []byte, dir *os.File, disk string) func() error {
+	if h == nil {
+		return nil
+	}
+	return func() error { return rewrite(h, dir, disk) }
+}
+
+func rewrite(h []byte, dir *os.File, disk string) error {
 	f, err := openFile(int(dir.Fd()), disk, unix.O_WRONLY)
 	if err != nil {
 		return err

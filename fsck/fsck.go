@@ -83,6 +83,10 @@ type Options struct {
 	Workers  int            // things verified at once; 0: as many as there are processors
 	Fault    func(Fault)    // gets every fault, one at a time; nil: they are counted only
 	Progress func(Progress) // gets the state of the check now and then, one at a time
+
+	// Suspect reports whether an open file may be what a crash left of a first write that nobody synced (docs/format.md section 10.3): damage
+	// to it is a leftover. nil: none may.
+	Suspect func(fd int) bool
 }
 
 // A Progress is how far a check is. Bytes are of ciphertext.
@@ -143,8 +147,8 @@ func Check(ctx context.Context, v *volume.Volume, o Options) (Report, error) {
 	}
 	id := v.Header().FileID
 	c.ids[id] = true
-	c.attributes(root, ".", place{v.Dir(), "/"})
-	c.directory(&directory{f: root, id: id, known: true, root: true, at: place{v.Dir(), "/"}})
+	c.attributes(root, ".", place{sealed: v.Dir(), plain: "/"})
+	c.directory(&directory{f: root, id: id, known: true, root: true, at: place{sealed: v.Dir(), plain: "/"}})
 	_ = c.group.Wait() // its functions return nil
 	c.longTargets()
 

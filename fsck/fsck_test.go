@@ -369,6 +369,26 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
+// TestSuspect has a file that a crash may have torn: damage to it is no fault, to any other it is.
+func TestSuspect(t *testing.T) {
+	tr := newTree(t, volume.Params{})
+	torn, other := tr.file(t, tr.dir, "torn", content(9000)), tr.file(t, tr.dir, "other", content(9000))
+	must(t, os.Truncate(torn, 5000))
+	flipByte(t, torn, 100)
+	flipByte(t, other, 7000)
+	st, err := os.Stat(torn)
+	must(t, err)
+	report, err := Check(t.Context(), tr.v, Options{Repair: true, Suspect: func(fd int) bool {
+		var fst unix.Stat_t
+		must(t, unix.Fstat(fd, &fst))
+		return fst.Size == st.Size()
+	}})
+	must(t, err)
+	if report.Faults != 1 || report.Leftovers == 0 || report.Repaired != 0 {
+		t.Errorf("%+v", report)
+	}
+}
+
 // TestSymbolicLinkTraps puts links where files and directories of the volume are: none is followed.
 func TestSymbolicLinkTraps(t *testing.T) {
 	tr := newTree(t, volume.Params{})

@@ -57,7 +57,7 @@ func (c *checker) blob(id header.ID) ([]byte, error) {
 
 // longTargets looks for long targets that no link refers to.
 func (c *checker) longTargets() {
-	at := place{filepath.Join(c.v.Dir(), volume.MetaDir, volume.LinksDir), ""}
+	at := place{sealed: filepath.Join(c.v.Dir(), volume.MetaDir, volume.LinksDir)}
 	dir, err := openDir(c.v.MetaFd(), volume.LinksDir)
 	if errors.Is(err, unix.ENOENT) {
 		return
@@ -77,7 +77,7 @@ func (c *checker) longTargets() {
 		if n, err := hex.Decode(id[:], []byte(name)); len(name) != 2*len(id) || err != nil || n != len(id) || c.targets[id] {
 			return nil
 		}
-		f := place{filepath.Join(at.sealed, name), ""}.fault(Leftover, "no symbolic link has this long target: a crash came between, or the link was removed from outside")
+		f := place{sealed: filepath.Join(at.sealed, name)}.fault(Leftover, "no symbolic link has this long target: a crash came between, or the link was removed from outside")
 		f.Harmless = true
 		c.fault(f, func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
 		return nil

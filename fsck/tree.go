@@ -19,14 +19,22 @@ import (
 const lostName = "?"
 
 // A place is where something is: its ciphertext path and its plaintext path.
-type place struct{ sealed, plain string }
+type place struct {
+	sealed, plain string
+	suspect       bool // a file whose first write a crash may have torn
+}
 
 func (p place) child(disk, name string) place {
-	return place{filepath.Join(p.sealed, disk), path.Join(p.plain, name)}
+	return place{sealed: filepath.Join(p.sealed, disk), plain: path.Join(p.plain, name)}
 }
 
 func (p place) fault(kind Kind, cause string) Fault {
-	return Fault{Kind: kind, Ciphertext: p.sealed, Plaintext: p.plain, Cause: cause}
+	f := Fault{Kind: kind, Ciphertext: p.sealed, Plaintext: p.plain, Cause: cause}
+	if p.suspect && (kind == Header || kind == Content || kind == HoleMap) {
+		f.Kind, f.Harmless = Leftover, true
+		f.Cause = "a crash interrupted the first write to this file, which nobody had synced; it reads as empty: " + cause
+	}
+	return f
 }
 
 // unreadable reports that the storage below refuses.
@@ -260,7 +268,7 @@ func (c *checker) directoryID(d *directory) {
 		c.fault(d.at.fault(DirectoryID, "both links that hold the directory's ID are lost or changed: the names in it cannot be told"), nil)
 		return
 	case b.err != nil:
-		at := place{filepath.Join(d.at.sealed, b.name), d.at.plain}
+		at := place{sealed: filepath.Join(d.at.sealed, b.name), plain: d.at.plain}
 		kind, harmless := DirectoryID, empty && errors.Is(b.err, unix.ENOENT)
 		if harmless {
 			kind = Leftover

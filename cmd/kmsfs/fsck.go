@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kmsfs/kmsfs/fsck"
+	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -59,6 +62,12 @@ func doFsck(c *cli.Context) error {
 	}
 	defer v.Close()
 
+	j, err := finishWrites(v)
+	if err != nil {
+		return err
+	}
+	defer j.Close()
+
 	result := fsckResult{Volume: v.Dir(), Faults: []fsck.Fault{}}
 	bar := newBar(c.Context, c.App.ErrWriter, v)
 	report, err := fsck.Check(c.Context, v, fsck.Options{
@@ -72,6 +81,7 @@ func doFsck(c *cli.Context) error {
 			fmt.Fprintln(c.App.Writer, f)
 		},
 		Progress: bar.progress(),
+		Suspect:  j.Suspect,
 	})
 	bar.clear()
 	if err != nil {
@@ -99,6 +109,22 @@ func doFsck(c *cli.Context) error {
 		return codedError{exitRepaired, fmt.Sprintf("%s was damaged: all %d faults are repaired", v.Dir(), report.Faults)}
 	}
 	return nil
+}
+
+// finishWrites puts in place what a crash has left in the journal, as a mount does, and returns the journal opened for reading.
+func finishWrites(v *volume.Volume) (*journal.Journal, error) {
+	quiet := slog.New(slog.DiscardHandler)
+	j, err := journal.Open(v.RootFd(), v.MetaFd(), journal.Options{ReadOnly: true, Logger: quiet})
+	if !errors.Is(err, journal.ErrReplay) {
+		return j, err
+	}
+	if j, err = journal.Open(v.RootFd(), v.MetaFd(), journal.Options{Logger: quiet}); err != nil {
+		return nil, fmt.Errorf("%s: %w", v.Dir(), err)
+	}
+	if err := j.Close(); err != nil {
+		return nil, fmt.Errorf("%s: %w", v.Dir(), err)
+	}
+	return journal.Open(v.RootFd(), v.MetaFd(), journal.Options{ReadOnly: true, Logger: quiet})
 }
 
 // openUnlocked opens a volume and unwraps its data key with the CMKs that are trusted for it; lock, if it is not nil, runs before.
