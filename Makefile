@@ -6,9 +6,9 @@ BIN     ?= bin
 BUILD   ?= -trimpath
 TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
-LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume
+LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./fsck
 
-.PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz install uninstall clean
+.PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz freeze install uninstall clean
 
 all: build
 
@@ -61,8 +61,18 @@ bench-check:
 # Ten seconds for each parser; longer with FUZZTIME=10m.
 FUZZTIME ?= 10s
 fuzz:
-	$(GO) test -run '^$$' -fuzz FuzzParse -fuzztime $(FUZZTIME) ./header
-	$(GO) test -run '^$$' -fuzz FuzzFile -fuzztime $(FUZZTIME) ./blockcrypt
+	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./header
+	$(GO) test -run '^$$' -fuzz '^FuzzParseEncryptionContext$$' -fuzztime $(FUZZTIME) ./keyring
+	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./keyring/local
+	$(GO) test -run '^$$' -fuzz '^FuzzOpen$$' -fuzztime $(FUZZTIME) ./names
+	$(GO) test -run '^$$' -fuzz '^FuzzSeal$$' -fuzztime $(FUZZTIME) ./names
+	$(GO) test -run '^$$' -fuzz '^FuzzHoleRoot$$' -fuzztime $(FUZZTIME) ./blockcrypt
+	$(GO) test -run '^$$' -fuzz '^FuzzScan$$' -fuzztime $(FUZZTIME) ./blockcrypt
+	$(GO) test -run '^$$' -fuzz '^FuzzFile$$' -fuzztime $(FUZZTIME) ./blockcrypt
+
+# Makes the frozen volume anew: only before a format is released, never after.
+freeze:
+	KMSFS_FREEZE=1 $(GO) test -count=1 -run '^TestFrozen$$' ./integration
 
 # mount(8) looks for its helpers in /sbin only.
 install: build

@@ -237,7 +237,7 @@ func TestScanModel(t *testing.T) {
 	}
 }
 
-// FuzzScan scans damaged files, and compares with what reading them gives.
+// FuzzScan edits sound files as the input says, 6 bytes an edit, and compares what a scan of them finds with what reading gives.
 func FuzzScan(f *testing.F) {
 	v := newVolume(f, AES256GCM, 4096)
 	m := v.written(f, content(3*4096+7), 1)
@@ -245,17 +245,48 @@ func FuzzScan(f *testing.F) {
 	if err := v.open(f, holed, 1).PunchHole(4096, 8192); err != nil {
 		f.Fatal(err)
 	}
-	for _, b := range [][]byte{m.b, holed.b, m.b[:len(m.b)-7], append(bytes.Clone(m.b), make([]byte, 9000)...)} {
-		f.Add(b, uint32(0), byte(0))
-		f.Add(b, uint32(headerSize+20), byte(1))
-		f.Add(b, uint32(headerSize+rootSize+5000), byte(0x80))
-	}
-	f.Fuzz(func(t *testing.T, b []byte, at uint32, mask byte) {
+	f.Add([]byte(nil), true)
+	f.Add([]byte("\x00\x00\x00\x09\x00\x01"), false)                        // a byte of the first slot
+	f.Add([]byte("\x01\x03\x00\x00\x00\x00\x02\x01\x02\x00\x00\x00"), true) // a slot zeroed, two swapped
+	f.Add([]byte("\x03\x00\x00\x20\x00\x00\x04\x00\x00\x20\x00\x00"), true) // cut, and zeros appended
+	f.Add([]byte("\x05\x00\x00\x00\x00\x00"), true)                         // no hole root
+	f.Fuzz(func(t *testing.T, edits []byte, holes bool) {
+		b := bytes.Clone(m.b)
+		if holes {
+			b = bytes.Clone(holed.b)
+		}
+		for ; len(edits) >= 6; edits = edits[6:] {
+			at := int(edits[3])<<8 | int(edits[4])
+			slot := func(i byte) []byte {
+				start := min(int(v.l.offset(int64(i%8))), len(b))
+				return b[start:min(start+int(v.l.slot), len(b))]
+			}
+			switch edits[0] % 6 {
+			case 0:
+				if len(b) > 0 {
+					b[(headerSize+at)%len(b)] ^= edits[5]
+				}
+			case 1:
+				clear(slot(edits[1]))
+			case 2:
+				other := bytes.Clone(slot(edits[2]))
+				copy(slot(edits[2]), slot(edits[1]))
+				copy(slot(edits[1]), other)
+			case 3:
+				b = b[:min(at, len(b))]
+			case 4:
+				if len(b) < 1<<16 {
+					b = append(b, make([]byte, at)...)
+				}
+			case 5:
+				if len(b) > headerSize+rootSize {
+					clear(b[headerSize : headerSize+rootSize])
+				}
+			}
+		}
 		if len(b) == 0 {
 			return
 		}
-		b = bytes.Clone(b)
-		b[int(at)%len(b)] ^= mask
 		got := v.scanned(t, &memory{b: b}, int64(len(b)))
 		file, err := Open(&memory{b: b}, v.l, v.cipher(t, 1), nil)
 		if err != nil {
