@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,6 +93,24 @@ func TestFsck(t *testing.T) {
 			v.fsck(t, 0, "--repair")
 			v.fsck(t, 0, "--cmk", "local:"+v.cmk)
 		})
+	}
+}
+
+// TestFsckAfterKill kills the daemon under load: what it leaves behind is no damage.
+func TestFsckAfterKill(t *testing.T) {
+	v := newVolume(t)
+	plain := v.mount(t)
+	shell(t, plain, `mkdir d; for i in $(seq 50); do echo $i > d/$i; echo more >> d/$i; done; sync d/50
+		dd if=/dev/zero of=big bs=1M count=8 status=none; dd if=/dev/urandom of=big bs=5000 count=100 seek=7 conv=notrunc status=none
+		echo x > "$(printf 'long name %0220d' 2)"`)
+	shell(t, v.dir, `kill -9 $(pgrep -f "^[^ ]*kmsfs mount.*`+v.cipher+`")`)
+	eventually(t, "the mount is stale", func() bool { return errors.Is(unix.Statfs(plain, new(unix.Statfs_t)), unix.ENOTCONN) })
+	v.umount(t)
+	if out := v.fsck(t, 0); out.Summary.Files != 52 || out.Summary.Faults != 0 {
+		t.Errorf("%+v", out)
+	}
+	if got := shell(t, v.mount(t), `cat d/50; ls d | wc -l; stat -c %s big`); got != "50\nmore\n50\n8388608\n" {
+		t.Errorf("got %q", got)
 	}
 }
 

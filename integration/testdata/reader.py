@@ -15,7 +15,8 @@ import struct
 import sys
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.cmac import CMAC
 
 ROOT_SEGMENTS = 3648
 
@@ -50,9 +51,34 @@ def unb64(s):
     return raw
 
 
+def cmac(key, message):
+    c = CMAC(algorithms.AES(key))
+    c.update(message)
+    return c.finalize()
+
+
+def xor(a, b):
+    return bytes(x ^ y for x, y in zip(a, b))
+
+
+def double(block):
+    n = int.from_bytes(block, "big") << 1
+    return ((n ^ 0x87 if n >> 128 else n) & (1 << 128) - 1).to_bytes(16, "big")
+
+
 def siv_open(key, ad, sealed):
-    # RFC 5297 has the associated-data string "" and none at all for two things; section 7.1 has one that is empty.
-    return AESSIV(key).decrypt(sealed, [ad])
+    """AES-SIV with one associated-data string, which may be empty: RFC 5297. Libraries differ over empty plaintexts."""
+    check(len(sealed) >= 16, "too short for a synthetic IV")
+    iv, text = sealed[:16], sealed[16:]
+    counter = int.from_bytes(iv, "big") & ~(1 << 63 | 1 << 31)
+    plain = Cipher(algorithms.AES(key[32:]), modes.CTR(counter.to_bytes(16, "big"))).decryptor().update(text)
+    d = xor(double(cmac(key[:32], bytes(16))), cmac(key[:32], ad))
+    if len(plain) >= 16:
+        t = plain[:-16] + xor(plain[-16:], d)
+    else:
+        t = xor(double(d), (plain + b"\x80").ljust(16, b"\0"))
+    check(hmac.compare_digest(cmac(key[:32], t), iv), "synthetic IV")
+    return plain
 
 
 class GCM:
