@@ -52,8 +52,8 @@ var ErrAuth = errors.New("blockcrypt: does not authenticate")
 // A Cipher seals and opens the segments of one file. It may be used by several goroutines at once.
 type Cipher struct {
 	alg   Algorithm
-	key   []byte // the content key of docs/format.md section 4.4
-	limit int    // seals per prefix
+	key   func() []byte // the content key of docs/format.md section 4.4; a function, so that no verb of fmt prints it
+	limit int           // seals per prefix
 
 	recent atomic.Pointer[segmentKey] // the key that opened last
 
@@ -82,7 +82,7 @@ func NewCipher(alg Algorithm, dek []byte, fileID [16]byte) (*Cipher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cipher{alg: alg, key: key, limit: sealsPerPrefix}, nil
+	return &Cipher{alg: alg, key: func() []byte { return key }, limit: sealsPerPrefix}, nil
 }
 
 func (a Algorithm) keySize() int {
@@ -96,7 +96,7 @@ func (a Algorithm) keySize() int {
 }
 
 func (c *Cipher) derive(prefix [prefixSize]byte) *segmentKey {
-	key, err := hkdf.Expand(sha256.New, c.key, "kmsfs v1 segment"+string(prefix[:]), c.alg.keySize())
+	key, err := hkdf.Expand(sha256.New, c.key(), "kmsfs v1 segment"+string(prefix[:]), c.alg.keySize())
 	if err != nil {
 		panic("blockcrypt: internal error: " + err.Error())
 	}

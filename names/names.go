@@ -42,8 +42,11 @@ var strict = base64.RawURLEncoding.Strict()
 
 // Keys seals and opens for one volume. It may be used by several goroutines at once.
 type Keys struct {
-	names, links, xattrs, directories *subtle.AESSIV
+	names, links, xattrs, directories hidden
 }
+
+// A hidden is one key: no verb of fmt looks into a function.
+type hidden func() *subtle.AESSIV
 
 // New derives the keys from a volume's data key and ID, docs/format.md section 4.4.
 func New(dek []byte, volumeID [16]byte) (*Keys, error) {
@@ -54,29 +57,31 @@ func New(dek []byte, volumeID [16]byte) (*Keys, error) {
 	k := new(Keys)
 	for _, key := range []struct {
 		use string
-		siv **subtle.AESSIV
+		siv *hidden
 	}{{"names", &k.names}, {"links", &k.links}, {"xattrs", &k.xattrs}, {"directories", &k.directories}} {
 		b, err := hkdf.Expand(sha256.New, prk, "kmsfs v1 "+key.use, subtle.AESSIVKeySize)
 		if err != nil {
 			return nil, err
 		}
-		if *key.siv, err = subtle.NewAESSIV(b); err != nil {
+		siv, err := subtle.NewAESSIV(b)
+		if err != nil {
 			return nil, err
 		}
+		*key.siv = func() *subtle.AESSIV { return siv }
 	}
 	return k, nil
 }
 
-func seal(siv *subtle.AESSIV, plain, ad []byte) []byte {
-	sealed, err := siv.EncryptDeterministically(plain, ad)
+func seal(siv hidden, plain, ad []byte) []byte {
+	sealed, err := siv().EncryptDeterministically(plain, ad)
 	if err != nil {
 		panic("names: internal error: " + err.Error()) // only for absurd lengths
 	}
 	return sealed
 }
 
-func open(siv *subtle.AESSIV, sealed, ad []byte) ([]byte, error) {
-	plain, err := siv.DecryptDeterministically(sealed, ad)
+func open(siv hidden, sealed, ad []byte) ([]byte, error) {
+	plain, err := siv().DecryptDeterministically(sealed, ad)
 	if err != nil {
 		return nil, ErrAuth
 	}

@@ -3,8 +3,6 @@ package names
 import (
 	"crypto/rand"
 	"strings"
-
-	"github.com/tink-crypto/tink-go/v2/daead/subtle"
 )
 
 // Where the namespaces are stored, docs/format.md section 9.
@@ -112,13 +110,13 @@ func (k *Keys) OpenXattr(x Xattr, sealed []byte) ([]byte, error) {
 }
 
 // sealRandom returns r ‖ SIV(before ‖ r ‖ after, plain) with a random r, so that equal values look different.
-func sealRandom(siv *subtle.AESSIV, before, after, plain []byte) []byte {
+func sealRandom(siv hidden, before, after, plain []byte) []byte {
 	r := make([]byte, randomSize, TargetOverhead+len(plain))
 	rand.Read(r)
 	return append(r, seal(siv, plain, randomAD(before, r, after))...)
 }
 
-func openRandom(siv *subtle.AESSIV, before, after, sealed []byte) ([]byte, error) {
+func openRandom(siv hidden, before, after, sealed []byte) ([]byte, error) {
 	if len(sealed) < TargetOverhead {
 		return nil, ErrAuth
 	}

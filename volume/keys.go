@@ -28,14 +28,19 @@ type keys struct {
 	flight singleflight.Group // one unwrap for each data key at a time
 
 	mu    sync.RWMutex
-	known map[header.ID]keyring.DataKey // by data key ID; guarded by mu
+	known map[header.ID]hidden // by data key ID; guarded by mu
 }
+
+// A hidden is a data key inside other values: no verb of fmt looks into a function.
+type hidden func() keyring.DataKey
+
+func hide(dk keyring.DataKey) hidden { return func() keyring.DataKey { return dk } }
 
 func (k *keys) wipe() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, dk := range k.known {
-		dk.Wipe()
+		dk().Wipe()
 	}
 	clear(k.known)
 }
@@ -68,7 +73,7 @@ func (v *Volume) Unlock(ctx context.Context, k keyring.Keyring) error {
 			keyring: k,
 			names:   nk,
 			current: c.header.KeyID,
-			known:   map[header.ID]keyring.DataKey{c.header.KeyID: dk},
+			known:   map[header.ID]hidden{c.header.KeyID: hide(dk)},
 		}
 		return nil
 	}
@@ -138,7 +143,10 @@ func (v *Volume) OpenFile(ctx context.Context, raw []byte) (*blockcrypt.Cipher, 
 func (v *Volume) dataKey(id header.ID) keyring.DataKey {
 	v.keys.mu.RLock()
 	defer v.keys.mu.RUnlock()
-	return v.keys.known[id]
+	if dk := v.keys.known[id]; dk != nil {
+		return dk()
+	}
+	return nil
 }
 
 // unwrap asks the keyring for a data key that is not the volume's own. Only a key that the header
@@ -161,6 +169,6 @@ func (v *Volume) unwrap(ctx context.Context, h *header.Header) (keyring.DataKey,
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.known[h.KeyID] = dk.(keyring.DataKey)
+	k.known[h.KeyID] = hide(dk.(keyring.DataKey))
 	return dk.(keyring.DataKey), nil
 }
