@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -111,6 +114,34 @@ func TestFsckAfterKill(t *testing.T) {
 	}
 	if got := shell(t, v.mount(t), `cat d/50; ls d | wc -l; stat -c %s big`); got != "50\nmore\n50\n8388608\n" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// TestFsckProgress runs fsck with its messages on a terminal, and on none: a bar is drawn there only.
+func TestFsckProgress(t *testing.T) {
+	v := newVolume(t)
+	shell(t, v.mount(t), `head -c 5000000 /dev/zero | tr '\0' x > file`)
+	v.umount(t)
+	if r := v.run(t, "fsck", v.cipher); r.stderr != "" || !strings.Contains(r.stdout, "0 faults") {
+		t.Errorf("without a terminal: %q, %q", r.stdout, r.stderr)
+	}
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	must(t, err)
+	defer master.Close()
+	must(t, unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0))
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	must(t, err)
+	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	must(t, err)
+	cmd := exec.Command(binary, "fsck", v.cipher)
+	cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
+	cmd.Stderr = terminal
+	err = cmd.Run()
+	terminal.Close()
+	must(t, err)
+	drawn, err := io.ReadAll(master) // ends with an error when the last writer has gone
+	if !bytes.Contains(drawn, []byte("2 entries")) || !bytes.Contains(drawn, []byte("%")) {
+		t.Errorf("on a terminal: %q, %v", drawn, err)
 	}
 }
 

@@ -95,8 +95,8 @@ func doFsck(c *cli.Context) error {
 			return err
 		}
 	} else {
-		fmt.Fprintf(c.App.Writer, "%d directories, %d files, %d symbolic links, %d others, %d bytes: %d faults, %d repaired, %d leftovers\n",
-			report.Directories, report.Files, report.Links, report.Others, report.Bytes, report.Faults, report.Repaired, report.Leftovers)
+		fmt.Fprintf(c.App.Writer, "%d directories, %d files, %d symbolic links, %d others, %d bytes: %s, %d repaired, %d leftovers\n",
+			report.Directories, report.Files, report.Links, report.Others, report.Bytes, faults(report.Faults), report.Repaired, report.Leftovers)
 	}
 	switch {
 	case report.Faults > report.Repaired:
@@ -104,11 +104,19 @@ func doFsck(c *cli.Context) error {
 		if !c.Bool("repair") {
 			hint = "; fsck --repair mends what can be mended, kmsfs recover copies out what is sound"
 		}
-		return codedError{exitDamaged, fmt.Sprintf("%s is damaged: %d faults%s", v.Dir(), report.Faults-report.Repaired, hint)}
+		return codedError{exitDamaged, fmt.Sprintf("%s is damaged: %s%s", v.Dir(), faults(report.Faults-report.Repaired), hint)}
 	case report.Faults > 0:
-		return codedError{exitRepaired, fmt.Sprintf("%s was damaged: all %d faults are repaired", v.Dir(), report.Faults)}
+		return codedError{exitRepaired, fmt.Sprintf("%s was damaged: %s, all repaired", v.Dir(), faults(report.Faults))}
 	}
 	return nil
+}
+
+// faults counts in words.
+func faults(n int64) string {
+	if n == 1 {
+		return "1 fault"
+	}
+	return fmt.Sprintf("%d faults", n)
 }
 
 // finishWrites puts in place what a crash has left in the journal, as a mount does, and returns the journal opened for reading.
