@@ -1,0 +1,210 @@
+package powercut
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// patience bounds every command and mount, far above what a slow machine needs: nothing may hang.
+const patience = 2 * time.Minute
+
+// A stack is a filesystem on a device with, perhaps, an encrypting one on top.
+type stack struct {
+	backing string // ext4 or xfs
+	crypt   string // kmsfs, gocryptfs or empty
+	binary  string // kmsfs
+	secret  string // directory of the CMK, the configuration and the password, which no power cut touches
+}
+
+func (s stack) String() string {
+	if s.crypt == "" {
+		return s.backing
+	}
+	return s.crypt + " on " + s.backing
+}
+
+// format makes image, with the filesystem and an empty encrypted one in it; dir is for mounting.
+func (s stack) format(image, dir string) error {
+	size := int64(64 << 20)
+	mkfs := []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", image}
+	if s.backing == "xfs" {
+		size = 300 << 20 // the least that mkfs.xfs takes
+		mkfs = []string{"mkfs.xfs", "-q", "-f", "-K", "-s", "size=4096", image}
+	}
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(image, size); err != nil {
+		return err
+	}
+	if err := run(nil, mkfs...); err != nil {
+		return err
+	}
+	lower, err := mountImage(image, dir, s.backing)
+	if err != nil {
+		return err
+	}
+	cipher := filepath.Join(lower, "cipher")
+	err = os.Mkdir(cipher, 0o700)
+	if err == nil {
+		switch s.crypt {
+		case "kmsfs":
+			err = errors.Join(
+				run(s.env(), s.binary, "key", "new", filepath.Join(s.secret, "cmk")),
+				run(s.env(), s.binary, "init", "--cmk", "local:"+filepath.Join(s.secret, "cmk"), cipher))
+		case "gocryptfs":
+			err = errors.Join(
+				os.WriteFile(filepath.Join(s.secret, "password"), []byte("password"), 0o600),
+				run(nil, "gocryptfs", "-init", "-q", "-scryptn", "10", "-passfile", filepath.Join(s.secret, "password"), cipher))
+		}
+	}
+	return errors.Join(err, unix.Unmount(lower, 0))
+}
+
+func (s stack) env() []string { return append(os.Environ(), "KMSFS_CONFIG_DIR="+s.secret) }
+
+// A mounted is a stack in use.
+type mounted struct {
+	lower  string // the backing filesystem
+	top    string // where programs work
+	daemon *exec.Cmd
+	gone   chan struct{} // closed when the daemon has ended
+	dog    *time.Timer
+}
+
+// mount mounts the stack that the image file holds under dir.
+func (s stack) mount(image, dir string) (*mounted, error) {
+	lower, err := mountImage(image, dir, s.backing)
+	if err != nil {
+		return nil, err
+	}
+	m := &mounted{lower: lower, top: filepath.Join(lower, "cipher")}
+	if s.crypt == "" {
+		return m, nil
+	}
+	cipher := m.top
+	m.top = filepath.Join(dir, "top")
+	if err := os.MkdirAll(m.top, 0o700); err != nil {
+		return nil, errors.Join(err, m.unmount())
+	}
+	args := []string{s.binary, "mount", "--foreground", cipher, m.top}
+	if s.crypt == "gocryptfs" {
+		args = []string{"gocryptfs", "-fg", "-q", "-nosyslog", "-passfile", filepath.Join(s.secret, "password"), cipher, m.top}
+	}
+	if err := m.start(args, s.env(), filepath.Join(dir, "log")); err != nil {
+		return nil, errors.Join(err, m.unmount())
+	}
+	return m, nil
+}
+
+// start runs a daemon and waits until it has mounted the top.
+func (m *mounted) start(args, env []string, log string) error {
+	out, err := os.Create(log)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	before, err := device(m.top)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = env, out, out
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	gone := make(chan struct{})
+	m.daemon, m.gone = cmd, gone
+	go func() {
+		_ = cmd.Wait()
+		close(gone)
+	}()
+	// A request that is never answered ends when its daemon does.
+	m.dog = time.AfterFunc(patience, m.kill)
+	for {
+		now, err := device(m.top)
+		if err == nil && now != before {
+			_, err := os.ReadDir(m.top) // unmounted before it has answered anything, gocryptfs does not end
+			return err
+		}
+		select {
+		case <-gone:
+			b, _ := os.ReadFile(log)
+			return fmt.Errorf("%s ended: %s", args[0], b)
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+func (m *mounted) kill() { _ = m.daemon.Process.Kill() }
+
+// unmount takes the stack down, by force where it must.
+func (m *mounted) unmount() (err error) {
+	if m.daemon != nil {
+		m.dog.Stop()
+		if unix.Unmount(m.top, 0) != nil {
+			m.kill()
+			_ = unix.Unmount(m.top, unix.MNT_DETACH)
+		}
+		select {
+		case <-m.gone:
+		case <-time.After(patience):
+			m.kill()
+			<-m.gone
+			err = errors.New("the daemon did not end after the unmount")
+		}
+	}
+	if e := unix.Unmount(m.lower, 0); e != nil {
+		err = errors.Join(err, e, unix.Unmount(m.lower, unix.MNT_DETACH))
+	}
+	return err
+}
+
+// mountImage mounts the filesystem in a file on a loop device, as a machine does that comes up again.
+func mountImage(image, dir, fstype string) (lower string, err error) {
+	lower = filepath.Join(dir, "lower")
+	if err := os.MkdirAll(lower, 0o700); err != nil {
+		return "", err
+	}
+	device, err := attach(image, dir)
+	if err != nil {
+		return "", err
+	}
+	defer device.Close()
+	options := ""
+	if fstype == "xfs" {
+		options = "nouuid"
+	}
+	if err := unix.Mount(device.Name(), lower, fstype, unix.MS_NOATIME, options); err != nil {
+		return "", fmt.Errorf("mount %s: %w", image, err)
+	}
+	return lower, nil
+}
+
+// device is the number of the device that a directory is on.
+func device(dir string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Lstat(dir, &st)
+	return st.Dev, err
+}
+
+// run runs a command to its end.
+func run(env []string, args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env, cmd.SysProcAttr = env, &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = time.Second
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", args, err, out)
+	}
+	return nil
+}

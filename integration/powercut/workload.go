@@ -1,0 +1,411 @@
+package powercut
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A node is a name as it is now.
+type node struct {
+	object int
+	name   string
+	parent *node
+	bound  int              // the operation that gave it its name
+	names  map[string]*node // of a directory
+	data   []byte           // of a file
+}
+
+func (n *node) path() string {
+	if n.parent == nil {
+		return ""
+	}
+	return n.parent.path() + "/" + n.name
+}
+
+func (n *node) slot() slot { return slot{n.parent.object, n.name} }
+
+// A workload is a program that works in a directory and notes what it was promised.
+type workload struct {
+	*history
+	top, lower string
+	position   func() int // of the record
+	rng        *rand.Rand
+	root       *node
+	seq        int
+	log        io.Writer
+}
+
+func newWorkload(top, lower string, position func() int, rng *rand.Rand, log io.Writer) *workload {
+	return &workload{
+		history: newHistory(), top: top, lower: lower, position: position, rng: rng, log: log,
+		root: &node{names: map[string]*node{}},
+	}
+}
+
+// do runs one operation and returns when it ran.
+func (w *workload) do(f func() error, format string, a ...any) (span, error) {
+	s := span{Seq: w.seq, Begin: w.position()}
+	w.seq++
+	err := f()
+	s.End = w.position()
+	fmt.Fprintf(w.log, "%d [%d,%d] %s", s.Seq, s.Begin, s.End, fmt.Sprintf(format, a...))
+	if err != nil {
+		fmt.Fprintf(w.log, ": %v", err)
+		err = fmt.Errorf("operation %d: %w", s.Seq, err)
+	}
+	fmt.Fprintln(w.log)
+	return s, err
+}
+
+func (w *workload) at(n *node) string { return w.top + n.path() }
+
+// bind notes that a name means an object from an operation on.
+func (w *workload) bind(s slot, at span, obj int) { w.names[s] = append(w.names[s], binding{at, obj}) }
+
+// create makes a file, directory or symlink.
+func (w *workload) create(parent *node, name string, k kind) (*node, error) {
+	n := &node{object: len(w.objects), name: name, parent: parent}
+	o := &object{kind: k}
+	at, err := w.do(func() error {
+		switch k {
+		case directory:
+			n.names = map[string]*node{}
+			return os.Mkdir(w.at(n), 0o700)
+		case symlink:
+			o.target = strings.Repeat(fmt.Sprintf("target of %d/", n.object), 1+w.rng.IntN(20))
+			return os.Symlink(o.target, w.at(n))
+		}
+		f, err := os.OpenFile(w.at(n), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	}, "create %s as object %d of kind %d", n.path(), n.object, k)
+	w.objects = append(w.objects, o)
+	parent.names[name], n.bound = n, at.Seq
+	w.bind(n.slot(), at, n.object)
+	return n, err
+}
+
+// write writes fresh bytes, unlike all those before, at off and perhaps syncs them.
+func (w *workload) write(n *node, off, size int64, sync bool) error {
+	data := pattern(w.seq, size)
+	f, err := os.OpenFile(w.at(n), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	at, err := w.do(func() error {
+		_, err := f.WriteAt(data, off)
+		return err
+	}, "write %s %d+%d", n.path(), off, size)
+	n.data = append(n.data, make([]byte, max(0, off+size-int64(len(n.data))))...)
+	copy(n.data[off:], data)
+	w.changed(n, change{span: at, what: wrote, off: off, data: data})
+	if err != nil || !sync {
+		return err
+	}
+	return w.syncOpen(n, f)
+}
+
+func (w *workload) changed(n *node, c change) {
+	c.length = int64(len(n.data))
+	w.objects[n.object].changes = append(w.objects[n.object].changes, c)
+}
+
+func (w *workload) truncate(n *node, size int64) error {
+	at, err := w.do(func() error { return os.Truncate(w.at(n), size) }, "truncate %s from %d to %d", n.path(), len(n.data), size)
+	if size <= int64(len(n.data)) {
+		n.data = n.data[:size:size]
+	} else {
+		n.data = append(n.data, make([]byte, size-int64(len(n.data)))...)
+	}
+	w.changed(n, change{span: at, what: truncated})
+	return err
+}
+
+// rewrite replaces a file's content as a careless program does.
+func (w *workload) rewrite(n *node, size int64) error {
+	at, err := w.do(func() error {
+		f, err := os.OpenFile(w.at(n), os.O_WRONLY|os.O_TRUNC, 0)
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	}, "open %s with O_TRUNC", n.path())
+	n.data = nil
+	w.changed(n, change{span: at, what: truncated})
+	return errors.Join(err, w.write(n, 0, size, false))
+}
+
+func (w *workload) sync(n *node) error {
+	f, err := os.OpenFile(w.at(n), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return w.syncOpen(n, f)
+}
+
+// syncOpen syncs a file: its content is promised, and its name, without which the content is gone. Of the directories above, what is
+// promised is what came before the name was given, as in any filesystem with a log.
+func (w *workload) syncOpen(n *node, f *os.File) error {
+	at, err := w.do(f.Sync, "fsync %s, %d bytes", n.path(), len(n.data))
+	if err != nil {
+		return err
+	}
+	w.changed(n, change{span: at, what: synced, data: slices.Clone(n.data)})
+	w.keep(n, at)
+	return nil
+}
+
+// keep notes that a name is promised.
+func (w *workload) keep(n *node, at span) {
+	for p := n; p.parent != nil; p = p.parent {
+		w.kept[p.slot()] = append(w.kept[p.slot()], span{Seq: n.bound, End: at.End})
+	}
+}
+
+// syncDir syncs a directory: all its names are promised, those removed too.
+func (w *workload) syncDir(n *node) error {
+	f, err := os.Open(w.at(n))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	at, err := w.do(f.Sync, "fsync directory %s/", n.path())
+	if err != nil {
+		return err
+	}
+	w.objects[n.object].syncs = append(w.objects[n.object].syncs, at)
+	w.keep(n, at)
+	return nil
+}
+
+// rename gives a node another name, in place of what has it.
+func (w *workload) rename(n *node, to *node, name string) error {
+	target := &node{name: name, parent: to}
+	at, err := w.do(func() error { return os.Rename(w.at(n), w.at(target)) }, "rename %s to %s", n.path(), target.path())
+	if old := to.names[name]; old != nil {
+		w.gone(old, at)
+	}
+	w.bind(n.slot(), at, nothing)
+	delete(n.parent.names, n.name)
+	n.parent, n.name, n.bound = to, name, at.Seq
+	to.names[name] = n
+	w.bind(n.slot(), at, n.object)
+	return err
+}
+
+func (w *workload) remove(n *node) error {
+	at, err := w.do(func() error { return os.Remove(w.at(n)) }, "remove %s", n.path())
+	w.bind(n.slot(), at, nothing)
+	delete(n.parent.names, n.name)
+	w.gone(n, at)
+	return err
+}
+
+func (w *workload) gone(n *node, at span) {
+	w.objects[n.object].removed, w.objects[n.object].removal = true, at
+}
+
+// nudge does what the kernel does at its leisure: write back some pages of some file below, or all of them, which promises nothing.
+func (w *workload) nudge() error {
+	if w.rng.IntN(4) == 0 {
+		f, err := os.Open(w.lower)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = w.do(func() error { return unix.Syncfs(int(f.Fd())) }, "write back everything")
+		return err
+	}
+	var files []string
+	err := filepath.WalkDir(w.lower, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			files = append(files, path)
+		}
+		return nil
+	})
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	f, err := os.Open(files[w.rng.IntN(len(files))])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	page := w.rng.Int64N(st.Size()/blockSize+1) * blockSize
+	pages := 1 + w.rng.Int64N(3)
+	_, err = w.do(func() error {
+		return unix.SyncFileRange(int(f.Fd()), page, pages*blockSize,
+			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+	}, "write back %d pages at %d of %s", pages, page, f.Name())
+	return err
+}
+
+const (
+	maxFile  = 96 << 10
+	maxFiles = 24
+	maxDirs  = 6
+)
+
+// step does something that programs do.
+func (w *workload) step() error {
+	dirs, files, links := w.list()
+	dir := dirs[w.rng.IntN(len(dirs))]
+	if len(files) == 0 {
+		return w.newFile(dir)
+	}
+	n := files[w.rng.IntN(len(files))]
+	size := int64(len(n.data))
+	sync := w.rng.IntN(2) == 0
+	switch k := w.rng.IntN(100); {
+	case k < 18: // append
+		if size > maxFile {
+			return w.truncate(n, w.rng.Int64N(size))
+		}
+		return w.write(n, size, 1+w.rng.Int64N(6000), sync)
+	case k < 32: // overwrite anything
+		if size == 0 {
+			return w.write(n, w.rng.Int64N(10000), 1+w.rng.Int64N(5000), sync)
+		}
+		return w.write(n, w.rng.Int64N(size), 1+w.rng.Int64N(9000), sync)
+	case k < 40: // overwrite blocks
+		return w.write(n, w.rng.Int64N(size/blockSize+1)*blockSize, blockSize*(1+w.rng.Int64N(3)), sync)
+	case k < 46:
+		return w.truncate(n, w.rng.Int64N(size+5000))
+	case k < 54:
+		return w.sync(n)
+	case k < 60:
+		return w.syncDir(dir)
+	case k < 66:
+		if len(files) >= maxFiles {
+			return w.remove(n)
+		}
+		return w.newFile(dir)
+	case k < 70: // rename, perhaps over another file
+		to := w.fileName(dir)
+		if dir.names[to] == n {
+			return w.syncDir(dir)
+		}
+		if err := w.rename(n, dir, to); err != nil || !sync {
+			return err
+		}
+		return w.syncDir(dir)
+	case k < 76: // replace, as careful programs do
+		temp, err := w.create(n.parent, fmt.Sprintf("tmp%d", w.seq), file)
+		if err != nil {
+			return err
+		}
+		if err := w.write(temp, 0, 1+w.rng.Int64N(12000), true); err != nil {
+			return err
+		}
+		if err := w.rename(temp, n.parent, n.name); err != nil || !sync {
+			return err
+		}
+		return w.syncDir(n.parent)
+	case k < 80:
+		return w.rewrite(n, 1+w.rng.Int64N(12000))
+	case k < 83:
+		return w.remove(n)
+	case k < 86:
+		return w.changeDirs(dirs, dir, sync)
+	case k < 88:
+		if len(links) > 4 {
+			return w.remove(links[w.rng.IntN(len(links))])
+		}
+		_, err := w.create(dir, fmt.Sprintf("link%d", w.seq), symlink)
+		return err
+	default:
+		return w.nudge()
+	}
+}
+
+// newFile makes a file and gives it content, or not.
+func (w *workload) newFile(dir *node) error {
+	name := w.fileName(dir)
+	if old := dir.names[name]; old != nil {
+		if err := w.remove(old); err != nil {
+			return err
+		}
+	}
+	n, err := w.create(dir, name, file)
+	if err != nil || w.rng.IntN(5) == 0 {
+		return err
+	}
+	return w.write(n, 0, 1+w.rng.Int64N(15000), w.rng.IntN(2) == 0)
+}
+
+// changeDirs makes, renames or removes a directory. A directory's name is never used again.
+func (w *workload) changeDirs(dirs []*node, dir *node, sync bool) error {
+	name := fmt.Sprintf("dir%d", w.seq)
+	if len(dirs) < maxDirs {
+		if _, err := w.create(dir, name, directory); err != nil || !sync {
+			return err
+		}
+		return w.syncDir(dir)
+	}
+	dir = dirs[1+w.rng.IntN(len(dirs)-1)]
+	if len(dir.names) == 0 {
+		return w.remove(dir)
+	}
+	return w.rename(dir, dir.parent, name)
+}
+
+// fileName draws one of a few names, one of them too long to be stored as such.
+func (w *workload) fileName(dir *node) string {
+	switch i := w.rng.IntN(7); i {
+	case 0:
+		return "long" + strings.Repeat("g", 240)
+	default:
+		return fmt.Sprint("file", i)
+	}
+}
+
+// list lists what there is, the root first, in a stable order.
+func (w *workload) list() (dirs, files, links []*node) {
+	dirs = []*node{w.root}
+	for i := 0; i < len(dirs); i++ {
+		for _, name := range slices.Sorted(maps.Keys(dirs[i].names)) {
+			n := dirs[i].names[name]
+			switch w.objects[n.object].kind {
+			case directory:
+				dirs = append(dirs, n)
+			case symlink:
+				links = append(links, n)
+			default:
+				files = append(files, n)
+			}
+		}
+	}
+	return dirs, files, links
+}
+
+// pattern is content that no other operation writes.
+func pattern(seq int, size int64) []byte {
+	var seed [32]byte
+	binary.LittleEndian.PutUint64(seed[:], uint64(seq)+1)
+	data := make([]byte, size)
+	_, _ = rand.NewChaCha8(seed).Read(data)
+	for i := range data { // zero means a hole
+		if data[i] == 0 {
+			data[i] = 1
+		}
+	}
+	return data
+}
