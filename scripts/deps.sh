@@ -15,6 +15,7 @@ need getfattr attr
 need mkfs.ext4 e2fsprogs
 need mkfs.xfs xfsprogs
 need strace strace
+need gocryptfs gocryptfs
 need systemd-analyze systemd
 need pgrep procps
 need mount mount

@@ -144,23 +144,27 @@ func (m *mounted) start(args, env []string, log string) error {
 	}
 }
 
-func (m *mounted) kill() { _ = m.daemon.Process.Kill() }
+// kill ends the daemon and whatever waits for it, itself included: a daemon may have a file of its own mount open, and would wait for
+// its own answer while it dies.
+func (m *mounted) kill() {
+	_ = unix.Unmount(m.top, unix.MNT_FORCE|unix.MNT_DETACH)
+	_ = m.daemon.Process.Kill()
+}
 
 // unmount takes the stack down, by force where it must.
 func (m *mounted) unmount() (err error) {
 	if m.daemon != nil {
-		m.dog.Stop()
-		if unix.Unmount(m.top, 0) != nil {
-			m.kill()
-			_ = unix.Unmount(m.top, unix.MNT_DETACH)
+		for end := time.Now().Add(patience / 4); unix.Unmount(m.top, 0) == unix.EBUSY && time.Now().Before(end); {
+			time.Sleep(time.Millisecond) // gocryptfs opens a file of its own just after it has mounted
 		}
 		select {
 		case <-m.gone:
-		case <-time.After(patience):
+		case <-time.After(patience / 4):
 			m.kill()
 			<-m.gone
 			err = errors.New("the daemon did not end after the unmount")
 		}
+		m.dog.Stop()
 	}
 	if e := unix.Unmount(m.lower, 0); e != nil {
 		err = errors.Join(err, e, unix.Unmount(m.lower, unix.MNT_DETACH))
