@@ -20,7 +20,8 @@ type recording struct {
 	base    string // the image before the run
 	records []record
 	history *history
-	log     string // path of the list of operations
+	log     string                            // path of the list of operations
+	examine func(top string, cut int) []fault // default: compare with the history, then see that all can be used
 }
 
 // record runs a program on a copy of the formatted image, in dir.
@@ -149,6 +150,9 @@ func (rec *recording) check(image, dir string, position int) ([]fault, error) {
 	m, err := rec.stack.mount(image, dir)
 	if err != nil {
 		return []fault{{Kind: lostName, Path: "/", Detail: "does not mount: " + err.Error()}}, nil
+	}
+	if rec.examine != nil {
+		return rec.examine(m.top, position), m.unmount()
 	}
 	faults := rec.history.check(m.top, position)
 	if len(faults) == 0 {
