@@ -8,7 +8,7 @@ TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
 LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./fsck
 
-.PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz freeze install uninstall clean
+.PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz freeze powercut price install uninstall clean
 
 all: build
 
@@ -46,6 +46,15 @@ race:
 # The tests drive the built binary on real mounts; they need root and FUSE.
 integration:
 	$(GO) test -count=1 -timeout 10m ./integration/...
+
+# KMSFS_CUTS power cuts of each kind, from KMSFS_SEED; KMSFS_KEEP=DIR keeps what led to a loss.
+powercut: export KMSFS_CUTS ?= 10000
+powercut:
+	cd integration/powercut && $(GO) test -count=1 -v -timeout 0 .
+
+# What durability costs, docs/durability-price.md.
+price:
+	cd integration/powercut && $(GO) test -count=1 -v -run TestPrice .
 
 # Side by side with gocryptfs, securefs, a loopback and ext4; docs/performance.md tells how to read the table.
 bench:
