@@ -20,6 +20,10 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(superviseVariable) != "" {
+		fmt.Fprintln(os.Stderr, supervise())
+		os.Exit(1)
+	}
 	os.Exit(func() int {
 		if left := mounts(); len(left) > 0 {
 			fmt.Fprintln(os.Stderr, "kmsfs mounts from before:", left)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +22,8 @@ type child struct {
 	args   []string // of init
 	daemon *exec.Cmd
 	log    bytes.Buffer
+
+	supervisor *supervisor // decides about the daemon's backing calls, if set
 }
 
 // newChild makes a volume below a directory of the test.
@@ -73,7 +74,16 @@ func (c *child) Mount() (string, error) {
 	c.daemon = c.command("mount", "--foreground", c.path("cipher"), c.plain())
 	c.daemon.Env = append(c.daemon.Env, "NOTIFY_SOCKET="+name)
 	c.daemon.Stderr = &c.log
+	watch := func() error { return nil }
+	if c.supervisor != nil {
+		if watch, err = c.supervisor.wrap(c.daemon); err != nil {
+			return "", err
+		}
+	}
 	if err := c.daemon.Start(); err != nil {
+		return "", err
+	}
+	if err := watch(); err != nil {
 		return "", err
 	}
 	if err := c.waitReady(ready); err != nil {
@@ -112,7 +122,7 @@ func (c *child) Unmount() error {
 	if err != nil {
 		return fmt.Errorf("daemon: %w\n%s", err, c.log.String())
 	}
-	if strings.Contains(c.log.String(), "level=ERROR") {
+	if c.supervisor == nil && strings.Contains(c.log.String(), "level=ERROR") {
 		return fmt.Errorf("the daemon complains:\n%s", c.log.String())
 	}
 	return nil
@@ -162,30 +172,16 @@ func TestModel(t *testing.T) {
 		t.Run(fmt.Sprintf("Kills=%v", kills), func(t *testing.T) {
 			c := model.Config{New: newChild(t), Ops: ops, Seed: uint64(seed), Kills: kills}
 			if ops > 100_000 {
-				c.Progress = progress(t, ops)
+				c.Progress = func(done int) {
+					if done%50_000 == 0 {
+						t.Logf("%d of %d operations", done, ops)
+					}
+				}
 			}
 			if err := model.Random(c); err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
 		})
-	}
-}
-
-// progress prints a line on the terminal each ten thousand operations.
-func progress(t *testing.T, ops int) func(int) {
-	start := time.Now()
-	out := io.Writer(os.Stderr)
-	if tty, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0); err == nil {
-		out = tty
-		t.Cleanup(func() { tty.Close() })
-	}
-	return func(done int) {
-		if done%10_000 == 0 {
-			fmt.Fprintf(out, "\r%s: %d of %d operations in %v ", t.Name(), done, ops, time.Since(start).Round(time.Second))
-		}
-		if done == ops {
-			fmt.Fprintln(out)
-		}
 	}
 }
 

@@ -74,20 +74,19 @@ func resize(n int64) func([]byte) []byte {
 // durable notes that the content must survive from now on.
 func (n *node) durable() { n.past = nil }
 
-// survived checks the content of a file after a kill, and adopts it.
+// survived checks the content of a file after a failure: each byte as it was at the last fsync or close, or as it became later.
 func (n *node) survived(got []byte) error {
 	versions := append(n.past, n.data)
 	if !slices.ContainsFunc(versions, func(v []byte) bool { return len(v) == len(got) }) {
-		return fmt.Errorf("%d bytes after a kill; it had %s", len(got), sizes(versions))
+		return fmt.Errorf("%d bytes after a failure; it had %s", len(got), sizes(versions))
 	}
 	for i, b := range got {
 		if !slices.ContainsFunc(versions, func(v []byte) bool {
 			return i < len(v) && v[i] == b || i >= len(v) && b == 0
 		}) {
-			return fmt.Errorf("byte %d of %d is %#02x after a kill, which it was not since the last fsync or close", i, len(got), b)
+			return fmt.Errorf("byte %d of %d is %#02x after a failure, which it was not since the last fsync or close", i, len(got), b)
 		}
 	}
-	n.data, n.past = got, nil
 	return nil
 }
 

@@ -35,36 +35,24 @@ func (r *runner) onPath(o op) error {
 	case "rename", "link":
 		return r.twoPaths(o, p, want)
 	case "mkdir":
-		if err := outcome(unix.Mkdir(real, 0o755), want); err != nil || want != nil {
-			return err
-		}
-		p.put(&node{kind: directory, entries: map[string]*node{}})
+		return r.settle(unix.Mkdir(real, 0o755), want, func() { p.put(&node{kind: directory, entries: map[string]*node{}}) })
 	case "symlink":
 		to := target(o.seed)
-		if err := outcome(unix.Symlink(to, real), want); err != nil || want != nil {
-			return err
-		}
-		p.put(&node{kind: symlink, target: to})
+		return r.settle(unix.Symlink(to, real), want, func() { p.put(&node{kind: symlink, target: to}) })
 	case "unlink":
 		refuse(is(directory), "EISDIR")
-		if err := outcome(unix.Unlink(real), want); err != nil || want != nil {
-			return err
-		}
-		p.remove()
+		return r.settle(unix.Unlink(real), want, func() { p.remove() })
 	case "rmdir":
 		refuse(there && !is(directory), "ENOTDIR")
 		refuse(is(directory) && len(n.entries) > 0, "ENOTEMPTY")
-		if err := outcome(unix.Rmdir(real), want); err != nil || want != nil {
-			return err
-		}
-		p.remove()
+		return r.settle(unix.Rmdir(real), want, func() { p.remove() })
 	case "truncate":
 		refuse(is(directory), "EISDIR")
 		refuse(is(symlink), "ENOENT")
-		if err := outcome(unix.Truncate(real, o.n), want); err != nil || want != nil {
+		err := r.settle(unix.Truncate(real, o.n), want, func() { n.change(resize(o.n)) })
+		if err != nil || want != nil {
 			return err
 		}
-		n.change(resize(o.n))
 		if !r.w.isOpen(n) {
 			n.durable()
 		}
@@ -86,26 +74,18 @@ func (r *runner) onPath(o op) error {
 		return r.openDir(o, n, want)
 	case "chmod":
 		refuse(is(symlink), "ENOENT")
-		if err := outcome(unix.Chmod(real, uint32(o.n)), want); err != nil || want != nil {
-			return err
-		}
-		n.mode = uint32(o.n)
+		return r.settle(unix.Chmod(real, uint32(o.n)), want, func() { n.mode = uint32(o.n) })
 	case "setattr":
 		refuse(is(symlink), "EPERM")
-		if err := outcome(unix.Lsetxattr(real, attribute, []byte(o.to), 0), want); err != nil || want != nil {
-			return err
-		}
-		n.attr = o.to
+		return r.settle(unix.Lsetxattr(real, attribute, []byte(o.to), 0), want, func() { n.attr = o.to })
 	case "getattr":
 		if want != nil {
 			_, err := unix.Lgetxattr(real, attribute, make([]byte, 100))
 			return outcome(err, want)
 		}
 		return r.getattr(o.path, n)
-	default:
-		return fmt.Errorf("model: bad operation %q", o.verb)
 	}
-	return nil
+	return fmt.Errorf("model: bad operation %q", o.verb)
 }
 
 // openDir lists or syncs a directory.
@@ -148,10 +128,10 @@ func (r *runner) twoPaths(o op, from place, want []string) error {
 	if o.verb == "link" {
 		refuse(bothFound && target != nil, "EEXIST")
 		refuse(old != nil && old.kind == directory, "EPERM")
-		if err := outcome(unix.Link(r.real(o.path), r.real(o.to)), want); err != nil || want != nil {
+		err := r.settle(unix.Link(r.real(o.path), r.real(o.to)), want, func() { to.put(old) })
+		if err != nil || want != nil {
 			return err
 		}
-		to.put(old)
 		return r.stat(o.to, old)
 	}
 
@@ -180,17 +160,17 @@ func (r *runner) twoPaths(o op, from place, want []string) error {
 		}
 	}
 	err := unix.Renameat2(unix.AT_FDCWD, r.real(o.path), unix.AT_FDCWD, r.real(o.to), bits)
-	if err := outcome(err, want); err != nil || want != nil || old == target {
-		return err
-	}
-	if exchange {
-		from.dir.entries[from.name], to.dir.entries[to.name] = target, old
-		return nil
-	}
-	if target != nil {
-		to.remove()
-	}
-	delete(from.dir.entries, from.name)
-	to.dir.entries[to.name] = old
-	return nil
+	return r.settle(err, want, func() {
+		switch {
+		case old == target:
+		case exchange:
+			from.dir.entries[from.name], to.dir.entries[to.name] = target, old
+		default:
+			if target != nil {
+				to.remove()
+			}
+			delete(from.dir.entries, from.name)
+			to.dir.entries[to.name] = old
+		}
+	})
 }

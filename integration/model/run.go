@@ -19,6 +19,9 @@ type runner struct {
 	vol Volume
 	dir string // where the volume is mounted
 	w   *world
+
+	// maybe is what the operation that failed last would have changed: the volume may have changed so, or not at all.
+	maybe func()
 }
 
 func newRunner(v Volume) (*runner, error) {
@@ -26,7 +29,7 @@ func newRunner(v Volume) (*runner, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &runner{v, dir, newWorld()}, nil
+	return &runner{vol: v, dir: dir, w: newWorld()}, nil
 }
 
 // real is the path in the mount of a path in a script: names that start with L are long there.
@@ -60,13 +63,26 @@ func outcome(err error, want []string) error {
 	if got == "" && len(want) == 0 || slices.Contains(want, got) {
 		return nil
 	}
-	if got == "" {
-		got = "success"
-	}
 	if len(want) == 0 {
 		want = []string{"success"}
 	}
-	return fmt.Errorf("%s, want %s", got, strings.Join(want, " or "))
+	if err == nil {
+		return fmt.Errorf("success, want %s", strings.Join(want, " or "))
+	}
+	return fmt.Errorf("%w, want %s", err, strings.Join(want, " or "))
+}
+
+// settle compares the outcome of a call with those that may be and, after a success, changes the prediction.
+func (r *runner) settle(err error, want []string, effect func()) error {
+	if want == nil {
+		r.maybe = effect
+	}
+	if err := outcome(err, want); err != nil || want != nil {
+		return err
+	}
+	r.maybe = nil
+	effect()
+	return nil
 }
 
 // do does an operation and changes the prediction likewise.
@@ -83,7 +99,7 @@ func (r *runner) do(o op) (err error) {
 	}()
 	switch o.verb {
 	case "verify":
-		return r.verify(same)
+		return r.verify(exact)
 	case "remount":
 		return r.remount()
 	case "kill":
@@ -145,19 +161,23 @@ func (r *runner) open(o op) error {
 	case p.node.kind == directory && (creat || h.write):
 		want = []string{"EISDIR"}
 	}
+	n := p.node
 	fd, err := unix.Open(r.real(o.path), bits, 0o644)
-	if err := outcome(err, want); err != nil || len(want) > 0 {
+	err = r.settle(err, want, func() {
+		if n == nil {
+			n = &node{kind: file}
+			p.put(n)
+		} else if trunc {
+			n.change(resize(0))
+		}
+	})
+	if err != nil || want != nil {
 		return err
 	}
-	if p.node == nil {
-		p.put(&node{kind: file})
-		p = place{p.dir, p.name, p.dir.entries[p.name]}
-	} else if p.node.kind == directory {
+	if n.kind == directory {
 		return unix.Close(fd)
-	} else if trunc {
-		p.node.change(resize(0))
 	}
-	h.node, h.fd = p.node, fd
+	h.node, h.fd = n, fd
 	w.handles[o.h] = h
 	return r.size(h)
 }
@@ -179,11 +199,12 @@ func (r *runner) size(h *handle) error {
 
 func (r *runner) close(i int) error {
 	h := r.w.handles[i]
-	r.w.handles[i] = nil
-	if h.write {
+	r.w.handles[i] = nil // close gives the descriptor back even if it fails
+	err := unix.Close(h.fd)
+	if err == nil && h.write {
 		h.node.durable()
 	}
-	return unix.Close(h.fd)
+	return outcome(err, nil)
 }
 
 func (r *runner) onHandle(o op) error {
@@ -207,8 +228,7 @@ func (r *runner) onHandle(o op) error {
 		if n == nil {
 			return bad(sync(h.fd))
 		}
-		n.durable()
-		return outcome(sync(h.fd), nil)
+		return r.settle(sync(h.fd), nil, n.durable)
 	case "fstat":
 		if n == nil {
 			var st unix.Stat_t
@@ -222,7 +242,7 @@ func (r *runner) onHandle(o op) error {
 			return bad(err)
 		}
 		if err != nil {
-			return err
+			return outcome(err, nil)
 		}
 		return differ(p[:m], part(n.data, o.off, o.n), o.off)
 	case "write":
@@ -231,13 +251,16 @@ func (r *runner) onHandle(o op) error {
 		if !h.write {
 			return bad(err)
 		}
-		if err != nil || m < len(p) {
-			return fmt.Errorf("wrote %d of %d bytes: %w", m, len(p), err)
-		}
 		if h.append {
 			o.off = int64(len(n.data))
 		}
-		n.change(write(p, o.off))
+		err = r.settle(err, nil, func() { n.change(write(p, o.off)) })
+		if err != nil {
+			return err
+		}
+		if m < len(p) {
+			return fmt.Errorf("wrote %d of %d bytes", m, len(p))
+		}
 		if h.sync {
 			n.durable()
 		}
@@ -251,10 +274,10 @@ func (r *runner) onHandle(o op) error {
 			return bad(err)
 		case !h.write:
 			return outcome(err, []string{"EINVAL"})
-		case err != nil:
+		}
+		if err := r.settle(err, nil, func() { n.change(resize(o.n)) }); err != nil {
 			return err
 		}
-		n.change(resize(o.n))
 		return r.size(h)
 	case "fallocate":
 		return r.fallocate(o, h)
@@ -302,7 +325,7 @@ func (r *runner) mapped(o op, h *handle) error {
 	case !may:
 		return outcome(err, []string{"EACCES"})
 	case err != nil:
-		return fmt.Errorf("mmap: %w", err)
+		return outcome(err, nil)
 	}
 	defer unix.Munmap(m)
 	if o.verb == "mapread" {
@@ -312,9 +335,7 @@ func (r *runner) mapped(o op, h *handle) error {
 	copy(m[o.off-base:], p)
 	h.node.change(write(p, o.off))
 	if o.flags == "sync" {
-		if err := unix.Msync(m, unix.MS_SYNC); err != nil {
-			return fmt.Errorf("msync: %w", err)
-		}
+		return outcome(unix.Msync(m, unix.MS_SYNC), nil)
 	}
 	return nil
 }
@@ -337,10 +358,8 @@ func (r *runner) fallocate(o op, h *handle) error {
 	err := unix.Fallocate(h.fd, mode, o.off, o.n)
 	if !h.write {
 		return outcome(err, []string{"EBADF"})
-	} else if err != nil {
-		return err
 	}
-	h.node.change(func(data []byte) []byte {
+	edit := func(data []byte) []byte {
 		if mode&^unix.FALLOC_FL_KEEP_SIZE != 0 {
 			clear(part(data, o.off, o.n))
 		}
@@ -348,7 +367,10 @@ func (r *runner) fallocate(o op, h *handle) error {
 			data = resize(max(int64(len(data)), o.off+o.n))(data)
 		}
 		return data
-	})
+	}
+	if err := r.settle(err, nil, func() { h.node.change(edit) }); err != nil {
+		return err
+	}
 	return r.size(h)
 }
 
@@ -375,7 +397,7 @@ func (r *runner) copy(o op, from *handle) error {
 	for {
 		m, err := unix.CopyFileRange(from.fd, &in, to.fd, &out, ask, 0)
 		if err != nil || want != nil {
-			return outcome(err, want)
+			return r.settle(err, want, func() { to.node.change(write(p, o.at)) })
 		}
 		done += m
 		if ask = len(p) - done; ask <= 0 || m == 0 {
@@ -391,18 +413,21 @@ func (r *runner) copy(o op, from *handle) error {
 	return r.size(to)
 }
 
-// Whether the content of files is as predicted exactly, or as a kill may have left it.
+// A check says which content a file may have.
+type check int
+
 const (
-	same   = false
-	killed = true
+	exact  check = iota // as predicted
+	adopt               // as a kill may have left it; it is the prediction from then on
+	either              // as a failed operation may have left it
 )
 
 // verify compares the whole tree.
-func (r *runner) verify(after bool) error {
-	return r.verifyDir("", r.w.root, after)
+func (r *runner) verify(c check) error {
+	return r.verifyDir("", r.w.root, c)
 }
 
-func (r *runner) verifyDir(prefix string, dir *node, after bool) error {
+func (r *runner) verifyDir(prefix string, dir *node, c check) error {
 	entries, err := os.ReadDir(r.real(strings.TrimSuffix(prefix, "/")))
 	if err != nil {
 		return err
@@ -417,11 +442,11 @@ func (r *runner) verifyDir(prefix string, dir *node, after bool) error {
 	}
 	for _, name := range got {
 		path, n := prefix+name, dir.entries[name]
-		if err := r.verifyNode(path, n, after); err != nil {
+		if err := r.verifyNode(path, n, c); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 		if n.kind == directory {
-			if err := r.verifyDir(path+"/", n, after); err != nil {
+			if err := r.verifyDir(path+"/", n, c); err != nil {
 				return err
 			}
 		}
@@ -429,19 +454,28 @@ func (r *runner) verifyDir(prefix string, dir *node, after bool) error {
 	return nil
 }
 
-func (r *runner) verifyNode(path string, n *node, after bool) error {
+func (r *runner) verifyNode(path string, n *node, c check) error {
 	if n.kind == file {
 		data, err := os.ReadFile(r.real(path))
 		if err != nil {
 			return err
 		}
-		if after == killed {
-			err = n.survived(data)
-		} else {
+		if c == exact {
 			err = differ(data, n.data, 0)
+		} else {
+			err = n.survived(data)
 		}
 		if err != nil {
 			return err
+		}
+		if c == adopt {
+			n.data, n.past = data, nil
+		}
+		if c == either {
+			// What stat says must be what a read finds.
+			exactly := *n
+			exactly.data = data
+			n = &exactly
 		}
 	}
 	if err := r.stat(path, n); err != nil {
@@ -524,7 +558,7 @@ func (r *runner) remount() error {
 	if err := r.vol.Unmount(); err != nil {
 		return err
 	}
-	return r.mounted(same)
+	return r.mounted(exact)
 }
 
 // kill ends the daemon and mounts anew.
@@ -532,21 +566,26 @@ func (r *runner) kill() error {
 	if err := r.vol.Kill(); err != nil {
 		return err
 	}
+	r.abandon()
+	return r.mounted(adopt)
+}
+
+// abandon closes every handle, whatever comes of it.
+func (r *runner) abandon() {
 	for i, h := range r.w.handles {
 		if h != nil {
 			_ = unix.Close(h.fd)
 			r.w.handles[i] = nil
 		}
 	}
-	return r.mounted(killed)
 }
 
-func (r *runner) mounted(after bool) (err error) {
+func (r *runner) mounted(c check) (err error) {
 	if r.dir, err = r.vol.Mount(); err != nil {
 		return err
 	}
 	r.dir = filepath.Clean(r.dir)
-	if err := r.verify(after); err != nil {
+	if err := r.verify(c); err != nil {
 		return fmt.Errorf("mounted again: %w", err)
 	}
 	return nil

@@ -88,13 +88,7 @@ func with(make func() (Volume, error), fn func(r *runner) error) error {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, h := range r.w.handles {
-			if h != nil {
-				_ = os.NewFile(uintptr(h.fd), "").Close()
-			}
-		}
-	}()
+	defer r.abandon()
 	return fn(r)
 }
 
