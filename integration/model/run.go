@@ -94,7 +94,7 @@ func (r *runner) do(o op) (err error) {
 			if !ok {
 				panic(v)
 			}
-			err = fmt.Errorf("bus error at %#x", fault.Addr())
+			err = fmt.Errorf("bus error at %#x: %w", fault.Addr(), unix.EIO)
 		}
 	}()
 	switch o.verb {
@@ -241,6 +241,11 @@ func (r *runner) onHandle(o op) error {
 		if !h.read {
 			return bad(err)
 		}
+		// A read that meets an error after some bytes returns those; the next one tells.
+		for more := m; err == nil && more > 0 && m < len(p); m += more {
+			more, err = unix.Pread(h.fd, p[m:], o.off+int64(m))
+			more = max(more, 0)
+		}
 		if err != nil {
 			return outcome(err, nil)
 		}
@@ -306,9 +311,9 @@ func differ(got, want []byte, off int64) error {
 
 // mapped reads or writes what of the range is in the file through a mapping.
 func (r *runner) mapped(o op, h *handle) error {
-	prot, may := unix.PROT_READ, h.read
+	prot, populate, may := unix.PROT_READ, unix.MADV_POPULATE_READ, h.read
 	if o.verb == "mapwrite" {
-		prot, may = unix.PROT_READ|unix.PROT_WRITE, h.read && h.write
+		prot, populate, may = unix.PROT_READ|unix.PROT_WRITE, unix.MADV_POPULATE_WRITE, h.read && h.write
 	}
 	base := o.off &^ (segment - 1)
 	end := o.off + o.n
@@ -328,6 +333,10 @@ func (r *runner) mapped(o op, h *handle) error {
 		return outcome(err, nil)
 	}
 	defer unix.Munmap(m)
+	// Pages are brought in by a system call: a fault in Go code would keep the rest of this process from running, should the volume need it.
+	if unix.Madvise(m, populate) == unix.EFAULT {
+		return fmt.Errorf("page fault: %w", unix.EIO)
+	}
 	if o.verb == "mapread" {
 		return differ(bytes.Clone(m[o.off-base:]), part(h.node.data, o.off, o.n), o.off)
 	}
