@@ -108,10 +108,13 @@ func (f *FS) inherits(n *node) bool {
 		return known == aclDefault
 	}
 	known := int32(aclNone)
-	if size, err := unix.Lgetxattr(procPath(d.fd, "."), aclDefaultName, nil); err == nil && size > 0 {
+	size, err := unix.Lgetxattr(procPath(d.fd, "."), aclDefaultName, nil)
+	if err == nil && size > 0 {
 		known = aclDefault
 	}
-	d.acl.Store(known)
+	if err == nil || err == unix.ENODATA || err == unix.EOPNOTSUPP {
+		d.acl.Store(known)
+	}
 	return known == aclDefault
 }
 
