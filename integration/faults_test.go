@@ -10,7 +10,7 @@ import (
 )
 
 // TestFaults fails backing calls of a workload, one at a time: the caller gets an error, and the volume holds what it held before or what it should hold,
-// mounted and mounted again. A few calls of each kind by default, every call with KMSFS_FAULTS=all.
+// mounted and mounted again. A sample of the calls by default, every one with KMSFS_FAULTS=all.
 func TestFaults(t *testing.T) {
 	parse := func(text string) model.Script {
 		s, err := model.Parse(strings.NewReader(text))
@@ -82,7 +82,7 @@ func TestFaults(t *testing.T) {
 		name  string
 		errno unix.Errno
 		step  int // of every step calls one is failed
-	}{{"EIO", unix.EIO, 5}, {"ENOSPC", unix.ENOSPC, 11}, {"EINTR", unix.EINTR, 11}, {"ShortWrites", 0, 2}} {
+	}{{"EIO", unix.EIO, 3}, {"ENOSPC", unix.ENOSPC, 7}, {"EINTR", unix.EINTR, 7}, {"ShortWrites", 0, 1}} {
 		t.Run(kind.name, func(t *testing.T) {
 			s := &supervisor{errno: kind.errno}
 			fresh := newChild(t)
