@@ -1,0 +1,302 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestKilledUnderLoad kills the daemon at random instants while several programs write, append, create, replace and delete. Mounted again,
+// the volume holds all that was closed or fsynced, and nobody has to mend it.
+func TestKilledUnderLoad(t *testing.T) {
+	kills := number(t, "KMSFS_KILLS", 20)
+	v, err := newChild(t)()
+	must(t, err)
+	c := v.(*child)
+	defer c.Close()
+	plain, err := c.Mount()
+	must(t, err)
+	var all []load
+	for round := range kills {
+		rng := rand.New(rand.NewPCG(uint64(round), 1))
+		dir := filepath.Join(plain, fmt.Sprint("round", round))
+		must(t, os.Mkdir(dir, 0o755))
+		loads := []load{
+			&overwriter{path: filepath.Join(dir, "overwritten"), rng: rand.New(rand.NewPCG(uint64(round), 2))},
+			&overwriter{path: filepath.Join(dir, "closed"), reopen: true, rng: rand.New(rand.NewPCG(uint64(round), 3))},
+			&appender{path: filepath.Join(dir, "log")},
+			&creator{dir: dir},
+			&replacer{path: filepath.Join(dir, "replaced")},
+		}
+		for _, l := range loads {
+			must(t, l.prepare())
+		}
+		// The daemon dies when so many steps have been done, whatever else is under way.
+		left := atomic.Int64{}
+		left.Store(int64(len(loads) + rng.IntN(2000)))
+		now := make(chan struct{})
+		failures := make([]error, len(loads))
+		var workers sync.WaitGroup
+		for i, l := range loads {
+			workers.Go(func() {
+				for failures[i] == nil {
+					failures[i] = l.step()
+					if left.Add(-1) == 0 {
+						close(now)
+					}
+				}
+			})
+		}
+		<-now
+		must(t, c.Kill())
+		workers.Wait()
+		for i, err := range failures {
+			if !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+				t.Errorf("%T: %v", loads[i], err)
+			}
+			loads[i].abandon()
+		}
+		_, err := c.Mount()
+		must(t, err)
+		all = append(all, loads...)
+		for _, l := range loads {
+			if err := l.check(); err != nil {
+				t.Errorf("kill %d: %T: %v", round, l, err)
+			}
+		}
+	}
+	must(t, c.Unmount())
+	_, err = c.Mount()
+	must(t, err)
+	for _, l := range all {
+		if err := l.check(); err != nil {
+			t.Errorf("in the end: %T: %v", l, err)
+		}
+	}
+	must(t, os.RemoveAll(plain+"/round0"))
+	must(t, c.Unmount())
+}
+
+// A load is a program that notes what it has been promised.
+type load interface {
+	prepare() error
+	step() error
+	abandon() // the mount is gone
+	check() error
+}
+
+// An overwriter writes slots of a file over and over, each time filled with the next generation of the slot.
+type overwriter struct {
+	path   string
+	reopen bool // close and open instead of fsync
+	rng    *rand.Rand
+	f      *os.File
+
+	written [slots]int // the last generation that may be there
+	safe    [slots]int // the last generation that must be there, or a later one
+}
+
+const (
+	slots       = 24
+	slotSize    = 1500 // slots lie across the boundaries of segments
+	generations = 251
+)
+
+func (o *overwriter) prepare() (err error) {
+	if err := os.WriteFile(o.path, make([]byte, slots*slotSize), 0o644); err != nil {
+		return err
+	}
+	o.f, err = os.OpenFile(o.path, os.O_RDWR, 0)
+	return err
+}
+
+func (o *overwriter) step() (err error) {
+	i := o.rng.IntN(slots)
+	if o.rng.IntN(8) != 0 && o.written[i]-o.safe[i] < generations-1 {
+		o.written[i]++
+		_, err := o.f.WriteAt(bytes.Repeat([]byte{byte(o.written[i] % generations)}, slotSize), int64(i*slotSize))
+		return err
+	}
+	if o.reopen {
+		if err = o.f.Close(); err == nil {
+			o.safe = o.written
+			o.f, err = os.OpenFile(o.path, os.O_RDWR, 0)
+		}
+	} else if err = o.f.Sync(); err == nil {
+		o.safe = o.written
+	}
+	return err
+}
+
+func (o *overwriter) abandon() { o.f.Close() }
+
+func (o *overwriter) check() error {
+	b, err := os.ReadFile(o.path)
+	if err != nil {
+		return err
+	}
+	if len(b) != slots*slotSize {
+		return fmt.Errorf("%d bytes", len(b))
+	}
+	for at, got := range b {
+		i := at / slotSize
+		newer := (int(got) + generations - o.safe[i]%generations) % generations
+		if newer > o.written[i]-o.safe[i] {
+			return fmt.Errorf("byte %d is of generation %d; %d to %d were possible", at, got, o.safe[i]%generations, o.written[i]%generations)
+		}
+	}
+	return nil
+}
+
+// An appender writes a log of numbered records.
+type appender struct {
+	path          string
+	f             *os.File
+	written, safe int // records
+}
+
+const recordSize = 700
+
+func record(n int) []byte {
+	return bytes.Repeat([]byte(fmt.Sprintf("%07d", n)), recordSize/7)
+}
+
+func (a *appender) prepare() (err error) {
+	a.f, err = os.OpenFile(a.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	return err
+}
+
+func (a *appender) step() error {
+	if a.written%5 == 4 {
+		if err := a.f.Sync(); err != nil {
+			return err
+		}
+		a.safe = a.written
+	}
+	a.written++
+	_, err := a.f.Write(record(a.written - 1))
+	return err
+}
+
+func (a *appender) abandon() { a.f.Close() }
+
+func (a *appender) check() error {
+	b, err := os.ReadFile(a.path)
+	if err != nil {
+		return err
+	}
+	if len(b) < a.safe*recordSize || len(b) > a.written*recordSize {
+		return fmt.Errorf("%d bytes; %d to %d records were possible", len(b), a.safe, a.written)
+	}
+	for n := 0; n*recordSize < len(b); n++ {
+		got := b[n*recordSize : min((n+1)*recordSize, len(b))]
+		want := record(n)[:len(got)]
+		for i := range got {
+			if got[i] != want[i] && (n < a.safe || got[i] != 0) {
+				return fmt.Errorf("byte %d of record %d of %d is %#02x", i, n, a.safe, got[i])
+			}
+		}
+	}
+	return nil
+}
+
+// A creator makes and closes files, and deletes those made long before.
+type creator struct {
+	dir            string
+	made, closed   int
+	deleting, gone int
+}
+
+const kept = 20
+
+func (c *creator) name(n int) string {
+	return filepath.Join(c.dir, fmt.Sprintf("file%0*d", 3+n%2*200, n))
+}
+
+func (c *creator) content(n int) []byte { return bytes.Repeat(record(n), 1+n%13) }
+
+func (c *creator) prepare() error { return nil }
+
+func (c *creator) step() error {
+	if c.closed-c.gone > kept {
+		c.deleting++
+		if err := os.Remove(c.name(c.deleting - 1)); err != nil {
+			return err
+		}
+		c.gone++
+	}
+	c.made++
+	if err := os.WriteFile(c.name(c.made-1), c.content(c.made-1), 0o644); err != nil {
+		return err
+	}
+	c.closed++
+	return nil
+}
+
+func (c *creator) abandon() {}
+
+func (c *creator) check() error {
+	for n := range c.made {
+		b, err := os.ReadFile(c.name(n))
+		var problem string
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if n < c.closed && n >= c.deleting {
+				problem = "is missing"
+			}
+		case err != nil:
+			return err
+		case n < c.gone:
+			problem = "is back"
+		case n < c.closed && !bytes.Equal(b, c.content(n)):
+			problem = "has other content"
+		case n >= c.closed && !bytes.HasPrefix(c.content(n), bytes.TrimRight(b, "\x00")):
+			problem = "has content that was never written"
+		}
+		if problem != "" {
+			return fmt.Errorf("file %d %s (%d made, %d closed, %d deleted)", n, problem, c.made, c.closed, c.gone)
+		}
+	}
+	return nil
+}
+
+// A replacer puts new versions of a file in its place, as editors do.
+type replacer struct {
+	path          string
+	written, safe int
+}
+
+func (r *replacer) prepare() error { return os.WriteFile(r.path, r.content(0), 0o644) }
+
+func (r *replacer) content(n int) []byte { return bytes.Repeat(record(n), 1+n%17) }
+
+func (r *replacer) step() error {
+	r.written++
+	if err := os.WriteFile(r.path+".new", r.content(r.written), 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(r.path+".new", r.path); err != nil {
+		return err
+	}
+	r.safe = r.written
+	return nil
+}
+
+func (r *replacer) abandon() {}
+
+func (r *replacer) check() error {
+	b, err := os.ReadFile(r.path)
+	if err == nil && !bytes.Equal(b, r.content(r.safe)) && !bytes.Equal(b, r.content(r.written)) {
+		err = fmt.Errorf("neither version %d nor %d: %d bytes", r.safe, r.written, len(b))
+	}
+	return err
+}
