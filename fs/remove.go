@@ -26,7 +26,13 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 			return err
 		}
 		f.journal.Changed(n.key)
-		return f.found(d, e, name, out)
+		err := f.found(d, e, name, out)
+		if err != nil {
+			// The kernel goes on believing that there is no such entry.
+			_ = unix.Unlinkat(d.fd, e.Disk, 0)
+			f.dropSideLinks(d, e)
+		}
+		return err
 	})
 	return status(err)
 }
