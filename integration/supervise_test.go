@@ -21,7 +21,7 @@ const superviseVariable = "KMSFS_TEST_SUPERVISE"
 // supervised are the system calls whose number goes to the supervisor: all by which the daemon reaches the ciphertext.
 func supervised() map[uint32]string {
 	return map[uint32]string{
-		unix.SYS_OPENAT: "openat", unix.SYS_PREAD64: "pread64", unix.SYS_PWRITE64: "pwrite64", unix.SYS_PWRITEV: "pwritev", unix.SYS_PREADV: "preadv",
+		unix.SYS_OPENAT: "openat", unix.SYS_OPENAT2: "openat2", unix.SYS_PREAD64: "pread64", unix.SYS_PWRITE64: "pwrite64", unix.SYS_PWRITEV: "pwritev", unix.SYS_PREADV: "preadv",
 		unix.SYS_FTRUNCATE: "ftruncate", unix.SYS_FALLOCATE: "fallocate", unix.SYS_FSYNC: "fsync", unix.SYS_FDATASYNC: "fdatasync",
 		unix.SYS_SYNC_FILE_RANGE: "sync_file_range", unix.SYS_SYNCFS: "syncfs", unix.SYS_COPY_FILE_RANGE: "copy_file_range",
 		unix.SYS_MKDIRAT: "mkdirat", unix.SYS_MKNODAT: "mknodat", unix.SYS_SYMLINKAT: "symlinkat", unix.SYS_LINKAT: "linkat", unix.SYS_UNLINKAT: "unlinkat",
@@ -245,7 +245,7 @@ func (s *supervisor) backing(n *notification, call string) string {
 		return link(n.args[1])
 	case "linkat":
 		return link(n.args[2])
-	case "openat", "utimensat", "fchmodat", "newfstatat", "statx":
+	case "openat", "openat2", "utimensat", "fchmodat", "newfstatat", "statx":
 		if int32(n.args[0]) == unix.AT_FDCWD {
 			return through(text(n.args[1]))
 		}
