@@ -57,6 +57,15 @@ func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 	})
 }
 
+// noAttribute is the error for a name that no attribute can have here: one that ends with its namespace, or in a namespace that there is not.
+func noAttribute(name string) error {
+	switch name {
+	case "user.", "trusted.", "security.":
+		return unix.EINVAL
+	}
+	return unix.EOPNOTSUPP
+}
+
 // whole reads something whose size is not known: an attribute or a list of them.
 func whole(get func(dst []byte) (int, error)) ([]byte, error) {
 	buf := make([]byte, 512)
@@ -85,7 +94,7 @@ func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []
 		case isACL(name):
 			disk = name
 		case !stored:
-			return unix.EOPNOTSUPP
+			return noAttribute(name)
 		}
 		value, err = whole(func(dst []byte) (int, error) { return c.get(disk, dst) })
 		return err
@@ -165,7 +174,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data 
 		}
 		x, ok := f.names.XattrName(name)
 		if !ok {
-			return unix.EOPNOTSUPP
+			return noAttribute(name)
 		}
 		if name == capabilityName && n.open != nil {
 			n.open.killed = false // xattrs holds n.mu while the file is open
@@ -192,7 +201,7 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse
 		}
 		x, ok := f.names.XattrName(name)
 		if !ok {
-			return unix.EOPNOTSUPP
+			return noAttribute(name)
 		}
 		return c.remove(x.Disk)
 	}))
