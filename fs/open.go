@@ -237,7 +237,11 @@ func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out 
 		}
 		return s
 	}
-	return f.created(cancel, f.nodes.get(out.NodeId), fd, out)
+	s = f.created(cancel, f.nodes.get(out.NodeId), fd, out)
+	if s != fuse.OK {
+		f.Unlink(cancel, &in.InHeader, name) // the kernel goes on believing that there is no such entry
+	}
+	return s
 }
 
 // created makes fd, a new and empty file, the content of n.
