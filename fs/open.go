@@ -72,22 +72,24 @@ func (f *FS) acquireLocked(ctx interrupt, n *node, write bool) (*openFile, error
 	return n.open, nil
 }
 
-// release takes back a use of n's content; the last one closes the file.
-func (f *FS) release(n *node) {
+// release takes back a use of n's content; the last one closes the file. The error, which is logged, is for whoever can still tell a caller.
+func (f *FS) release(n *node) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open == nil {
-		return
+		return nil
 	}
 	if n.open.refs--; n.open.refs > 0 {
-		return
+		return nil
 	}
 	o := n.open
 	n.open = nil
-	if err := errors.Join(o.data.Flush(), o.file.Release()); err != nil {
+	err := errors.Join(o.data.Flush(), o.file.Release())
+	if err != nil {
 		sealed, plain := f.paths(n)
 		f.log.Error("cannot finish file", "ciphertext", sealed, "plaintext", plain, "err", err)
 	}
+	return err
 }
 
 // forceClose closes a file whatever its users; the mount is gone.
@@ -116,8 +118,11 @@ func (f *FS) using(cancel <-chan struct{}, n *node, write bool, fn func(o *openF
 	if err != nil {
 		return err
 	}
-	defer f.release(n)
-	return fn(o)
+	err = fn(o)
+	if released := f.release(n); err == nil {
+		err = released
+	}
+	return err
 }
 
 // openNode opens the ciphertext file of n, reads its header and checks it. renames and n.mu are held.
