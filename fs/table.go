@@ -33,6 +33,8 @@ type node struct {
 	more     []link // further names of a hard-linked file
 	gone     bool   // the last name was removed, or there never was one
 
+	removed *unix.Stat_t // attributes of a directory that was removed, for those who still use it
+
 	mu   sync.Mutex
 	open *openFile // guarded by mu; nil while the file is not open
 
@@ -158,6 +160,22 @@ func (t *table) unlinked(n *node, at link, last bool) {
 			delete(t.byKey, n.key)
 		}
 	}
+}
+
+// remember keeps the attributes that a directory had when it was removed.
+func (t *table) remember(n *node, st *unix.Stat_t) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	kept := *st
+	kept.Nlink = 0
+	n.removed = &kept
+}
+
+// remembered returns what remember kept, nil if n is no directory that was removed.
+func (t *table) remembered(n *node) *unix.Stat_t {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return n.removed
 }
 
 // revive makes a file without a name, which has just got one, known by its inode again.
