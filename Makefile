@@ -8,7 +8,7 @@ TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
 LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./fsck
 
-.PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz freeze powercut price install uninstall clean
+.PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
 
 all: build
 
@@ -55,6 +55,11 @@ powercut:
 # What durability costs, docs/durability-price.md.
 price:
 	cd integration/powercut && $(GO) test -count=1 -v -run TestPrice .
+
+# A million random operations for each of two volumes, and every backing call failed once; about a quarter of an hour.
+model:
+	KMSFS_MODEL_OPS=1000000 $(GO) test -count=1 -v -timeout 2h -run 'TestModel$$' ./integration
+	KMSFS_FAULTS=all $(GO) test -count=1 -v -timeout 2h -run TestFaults ./integration
 
 # Side by side with gocryptfs, securefs, a loopback and ext4; docs/performance.md tells how to read the table.
 bench:
