@@ -1,0 +1,125 @@
+package emulator
+
+import (
+	"crypto"
+	"crypto/rand"
+	"encoding/base64"
+	"strconv"
+)
+
+const symmetric = "SYMMETRIC_DEFAULT"
+
+// Small data that a symmetric CMK encrypts: key ID, nonce, ciphertext, tag, in Base64.
+const dataNonce = 12
+
+// dataKeyID returns the ID of the CMK that such data is for, or nothing.
+func dataKeyID(cipherText string) string {
+	if blob, err := base64.StdEncoding.DecodeString(cipherText); err == nil && len(blob) > blobKeyID {
+		return string(blob[:blobKeyID])
+	}
+	return ""
+}
+
+// algorithm checks that a call suits its CMK.
+func (req huaweiRequest) algorithm(k *key) *failure {
+	switch {
+	case k.private == nil && (req.Algorithm == "" || req.Algorithm == symmetric), k.private != nil && k.Usage == EncryptDecrypt && req.Algorithm == oaep:
+		return nil
+	}
+	return errHuaweiUsage
+}
+
+func (h huawei) encryptData(_ *call, k *key, req huaweiRequest) (map[string]any, *failure) {
+	if fail := req.algorithm(k); fail != nil {
+		return nil, fail
+	}
+	if len(req.PlainText) < 1 || len(req.PlainText) > 4096 {
+		return nil, &failure{400, "KMS.2101", "Parameter error: plain_text."}
+	}
+	var blob []byte
+	if k.private != nil {
+		var err error
+		if blob, err = k.encryptOAEP([]byte(req.PlainText)); err != nil {
+			return nil, &failure{400, "KMS.2101", "Parameter error: plain_text."}
+		}
+	} else {
+		blob = append([]byte(k.id), make([]byte, dataNonce)...)
+		nonce := blob[blobKeyID:]
+		rand.Read(nonce)
+		blob = k.gcm(dataNonce).Seal(blob, nonce, []byte(req.PlainText), []byte(req.AAD))
+	}
+	return map[string]any{"key_id": k.id, "cipher_text": base64.StdEncoding.EncodeToString(blob)}, nil
+}
+
+func (h huawei) decryptData(_ *call, k *key, req huaweiRequest) (map[string]any, *failure) {
+	if fail := req.algorithm(k); fail != nil {
+		return nil, fail
+	}
+	blob, err := base64.StdEncoding.DecodeString(req.CipherText)
+	if err != nil {
+		return nil, errHuaweiCipher
+	}
+	var plain []byte
+	if k.private != nil {
+		plain, err = k.decryptOAEP(blob)
+	} else if len(blob) < blobKeyID+dataNonce || string(blob[:blobKeyID]) != k.id {
+		return nil, errHuaweiCipher
+	} else {
+		plain, err = k.gcm(dataNonce).Open(nil, blob[blobKeyID:blobKeyID+dataNonce], blob[blobKeyID+dataNonce:], []byte(req.AAD))
+	}
+	if err != nil {
+		return nil, errHuaweiCipher
+	}
+	return map[string]any{"key_id": k.id, "plain_text": string(plain), "plain_text_base64": base64.StdEncoding.EncodeToString(plain)}, nil
+}
+
+// digest returns what to sign or verify, and how.
+func (req huaweiRequest) digest(k *key) ([]byte, scheme, *failure) {
+	if k.Usage != SignVerify {
+		return nil, scheme{}, errHuaweiUsage
+	}
+	s, ok := map[string]scheme{
+		"RSASSA_PSS_SHA_256": {crypto.SHA256, true}, "RSASSA_PSS_SHA_384": {crypto.SHA384, true}, "RSASSA_PSS_SHA_512": {crypto.SHA512, true},
+		"RSASSA_PKCS1_V1_5_SHA_256": {crypto.SHA256, false}, "RSASSA_PKCS1_V1_5_SHA_384": {crypto.SHA384, false}, "RSASSA_PKCS1_V1_5_SHA_512": {crypto.SHA512, false},
+	}[req.SignAlgorithm]
+	if !ok {
+		return nil, scheme{}, errHuaweiUsage
+	}
+	message, err := base64.StdEncoding.DecodeString(req.Message)
+	if err != nil || len(message) == 0 || len(message) >= 4096 {
+		return nil, scheme{}, errHuaweiMissing
+	}
+	if req.MessageType == "RAW" {
+		hash := s.hash.New()
+		hash.Write(message)
+		message = hash.Sum(nil)
+	}
+	if len(message) != s.hash.Size() {
+		return nil, scheme{}, errHuaweiMissing
+	}
+	return message, s, nil
+}
+
+func (h huawei) sign(_ *call, k *key, req huaweiRequest) (map[string]any, *failure) {
+	digest, s, fail := req.digest(k)
+	if fail != nil {
+		return nil, fail
+	}
+	signature, err := k.sign(s, digest)
+	if err != nil {
+		return nil, errHuaweiUsage
+	}
+	return map[string]any{"key_id": k.id, "signature": base64.StdEncoding.EncodeToString(signature)}, nil
+}
+
+func (h huawei) verify(_ *call, k *key, req huaweiRequest) (map[string]any, *failure) {
+	digest, s, fail := req.digest(k)
+	if fail != nil {
+		return nil, fail
+	}
+	signature, err := base64.StdEncoding.DecodeString(req.Signature)
+	if err != nil {
+		return nil, errHuaweiMissing
+	}
+	return map[string]any{"key_id": k.id, "signature_valid": strconv.FormatBool(k.verify(s, digest, signature))}, nil
+}
