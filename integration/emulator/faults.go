@@ -194,7 +194,7 @@ func (e *Emulator) fault(c *call) Fault {
 
 // failure returns the error that a Status or Throttle fault reports.
 func (f Fault) failure(provider string) failure {
-	fail := failure{f.Status, f.Code, f.Message}
+	fail := failure{f.Status, f.Code, "A fault of the script."} // Huawei Cloud's SDK ignores a code without a message
 	if f.Kind == Throttle && provider == Huawei {
 		fail = failure{http.StatusTooManyRequests, "APIGW.0308", "The throttling threshold has been reached: policy user over ratelimit,limit:20,time:1 second"}
 	} else if f.Kind == Throttle {
