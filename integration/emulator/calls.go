@@ -19,6 +19,9 @@ type Count struct {
 
 type tally struct{ calls, failed int }
 
+// followed is the operation of a request that follows a [Redirect].
+const followed = "redirected"
+
 // A Request is what arrived, as it arrived.
 type Request struct {
 	Time      time.Time   `json:"time"`
@@ -81,7 +84,7 @@ func (e *Emulator) Count(provider string, operations ...string) int {
 		if provider != "" && c.Provider != provider {
 			continue
 		}
-		if len(operations) == 0 && c.Operation != metadataToken && c.Operation != metadataCredentials && c.Operation != "control" ||
+		if len(operations) == 0 && c.Operation != metadataToken && c.Operation != metadataCredentials && c.Operation != followed ||
 			slices.Contains(operations, c.Operation) {
 			n += c.Calls
 		}

@@ -1,12 +1,16 @@
 package emulator
 
 import (
+	"crypto/tls"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // TestControl does over HTTP what the methods do.
@@ -131,5 +135,45 @@ func TestMany(t *testing.T) {
 	wg.Wait()
 	if n := e.Count(""); n != 2*callers*calls {
 		t.Errorf("%d calls", n)
+	}
+}
+
+// TestTLS serves over TLS, and resets connections there as well.
+func TestTLS(t *testing.T) {
+	server := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
+	defer server.Close()
+	e := start(t, Options{TLS: &tls.Config{Certificates: server.TLS.Certificates}})
+	p := listen(t, e, Huawei, beijing)
+	get := func() (*http.Response, error) {
+		r, err := http.NewRequest("PUT", p.URL+hwTokenPath, nil)
+		must(t, err)
+		tr := server.Client().Transport.(*http.Transport).Clone()
+		tr.DisableKeepAlives = true
+		return tr.RoundTrip(r)
+	}
+	skew := time.Hour
+	must(t, e.SetFaults(Fault{Kind: ClockSkew, Skew: skew}))
+	resp, err := get()
+	must(t, err)
+	resp.Body.Close()
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err != nil || time.Until(date) < skew/2 || resp.StatusCode != 400 {
+		t.Errorf("%d, date %v: the region's clock is an hour ahead", resp.StatusCode, date)
+	}
+	must(t, e.SetFaults(Fault{Kind: Reset}))
+	if resp, err := get(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%v, %v", resp, err)
+	}
+}
+
+func TestListenRefuses(t *testing.T) {
+	e := start(t, Options{})
+	for _, address := range []string{":0", "0.0.0.0:0", "127.0.0.1", "nowhere"} {
+		if p, err := e.Listen(Huawei, beijing, address); err == nil {
+			t.Errorf("listens on %s", p.URL)
+		}
+	}
+	must(t, e.Close())
+	if _, err := e.Listen(Huawei, beijing, "127.0.0.1:0"); err == nil {
+		t.Error("listens after Close")
 	}
 }

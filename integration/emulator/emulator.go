@@ -9,8 +9,10 @@ package emulator
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -40,6 +42,7 @@ type Options struct {
 	Contexts    map[string]ContextMode // by "PROVIDER/REGION"; a region that is not listed honours contexts
 	Faults      []Fault                // the first script
 	Life        time.Duration          // of the credentials that the metadata endpoints issue; default one hour
+	TLS         *tls.Config            // of the endpoints, with a certificate; default: plain HTTP
 	Role        string                 // that the metadata endpoint of Alibaba Cloud names; default "kmsfs"
 	Now         func() time.Time       // default [time.Now]
 }
@@ -50,6 +53,7 @@ type Emulator struct {
 	contexts map[string]ContextMode
 	life     time.Duration
 	role     string
+	tls      *tls.Config
 	now      func() time.Time
 	keys     []*key        // the slice is never changed; a key's state is guarded by mu
 	closing  chan struct{} // closed by Close: ends delays and hangs
@@ -59,7 +63,7 @@ type Emulator struct {
 	mu          sync.Mutex
 	credentials []Credential         // guarded by mu
 	tokens      map[string]time.Time // metadata session tokens and their expiry; guarded by mu
-	nonces      map[string]time.Time // of Alibaba's signatures, until they are too old anyway; guarded by mu
+	nonces      map[string]bool      // seen in Alibaba Cloud's signatures; guarded by mu
 	faults      []*fault             // guarded by mu
 	counts      map[Count]*tally     // by Count without its numbers; guarded by mu
 	requests    []*Request           // guarded by mu
@@ -70,9 +74,9 @@ type Emulator struct {
 // New returns an emulator that does not listen yet. Close it after use.
 func New(o Options) (*Emulator, error) {
 	e := &Emulator{
-		seed: o.Seed, contexts: o.Contexts, life: o.Life, role: o.Role, now: o.Now,
-		credentials: o.Credentials, closing: make(chan struct{}),
-		tokens: map[string]time.Time{}, nonces: map[string]time.Time{}, counts: map[Count]*tally{},
+		seed: o.Seed, contexts: o.Contexts, life: o.Life, role: o.Role, tls: o.TLS, now: o.Now,
+		credentials: slices.Clone(o.Credentials), closing: make(chan struct{}),
+		tokens: map[string]time.Time{}, nonces: map[string]bool{}, counts: map[Count]*tally{},
 	}
 	if e.seed == "" {
 		e.seed = "kmsfs"
@@ -104,6 +108,8 @@ func New(o Options) (*Emulator, error) {
 
 // Close closes every endpoint and returns when no request is being answered any more.
 func (e *Emulator) Close() error {
+	e.script.Lock() // no Listen is half done
+	defer e.script.Unlock()
 	e.mu.Lock()
 	endpoints, again := e.endpoints, e.closed
 	e.endpoints, e.closed = nil, true

@@ -81,9 +81,9 @@ func listen(t *testing.T, e *Emulator, provider, region string) *Endpoint {
 	return p
 }
 
-// transport returns a transport that no proxy setting reaches and whose idle connections end with the test.
+// transport returns a transport that no proxy setting reaches and that opens a connection for each request.
 func transport(t *testing.T) *http.Transport {
-	tr := &http.Transport{}
+	tr := &http.Transport{DisableKeepAlives: true} // no request meets the end of a connection that was idle
 	t.Cleanup(tr.CloseIdleConnections)
 	return tr
 }

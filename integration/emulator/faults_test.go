@@ -116,7 +116,9 @@ func TestFaultNetwork(t *testing.T) {
 func TestFaultRefuseRegion(t *testing.T) {
 	e := start(t, Options{Faults: []Fault{{Kind: Refuse, Provider: Alibaba, Region: hangzhou}}})
 	dead, alive := listen(t, e, Alibaba, hangzhou), listen(t, e, Alibaba, "ap-southeast-1")
-	if _, err := http.Get(dead.URL + "/emulator/calls"); !errors.Is(err, syscall.ECONNREFUSED) {
+	r, err := http.NewRequest("GET", dead.URL+"/emulator/calls", nil)
+	must(t, err)
+	if _, err := transport(t).RoundTrip(r); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("the dead region: %v", err)
 	}
 	if status, body := do(t, "DELETE", alive.URL+"/emulator/faults", ""); status != 200 {

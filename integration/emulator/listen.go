@@ -2,6 +2,7 @@ package emulator
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -17,10 +18,11 @@ const soReusePort = 15 // SO_REUSEPORT of Linux, which package syscall lacks on 
 
 // An Endpoint is one region on an address of its own.
 type Endpoint struct {
-	URL string // http://HOST:PORT
+	URL string // http://HOST:PORT, or https
 
 	provider, region string
 	handler          http.Handler
+	tls              *tls.Config // nil for plain HTTP
 	address          string
 	hold             *os.File // a socket bound to the address that never listens: keeps the port ours while connections are refused
 
@@ -31,18 +33,24 @@ type Endpoint struct {
 	closed    bool         // guarded by mu
 }
 
-// Listen serves a region on an address, HOST:PORT, of which port 0 is any free one. Provider and region are as for [Emulator.Handler].
+// Listen serves a region on a loopback address of IPv4, HOST:PORT, of which port 0 is any free one. Provider and region are as for [Emulator.Handler].
 func (e *Emulator) Listen(provider, region, address string) (*Endpoint, error) {
 	tcp, err := net.ResolveTCPAddr("tcp4", address)
 	if err != nil {
 		return nil, fmt.Errorf("emulator: listen on %s: %w", address, err)
 	}
+	if !tcp.IP.IsLoopback() {
+		return nil, fmt.Errorf("emulator: listen on %s: not a loopback address", address)
+	}
 	hold, port, err := holdPort(tcp)
 	if err != nil {
 		return nil, fmt.Errorf("emulator: listen on %s: %w", address, err)
 	}
-	p := &Endpoint{provider: provider, region: region, hold: hold, address: net.JoinHostPort(tcp.IP.String(), itoa(port))}
+	p := &Endpoint{provider: provider, region: region, hold: hold, tls: e.tls, address: net.JoinHostPort(tcp.IP.String(), itoa(port))}
 	p.URL = "http://" + p.address
+	if p.tls != nil {
+		p.URL = "https://" + p.address
+	}
 	p.idle.L = &p.mu
 	handler := e.Handler(provider, region)
 	p.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -116,6 +124,9 @@ func (p *Endpoint) refuse(refusing bool) error {
 	l, err := config.Listen(context.Background(), "tcp4", p.address)
 	if err != nil {
 		return fmt.Errorf("emulator: listen on %s: %w", p.address, err)
+	}
+	if p.tls != nil {
+		l = tls.NewListener(l, p.tls)
 	}
 	server := &http.Server{Handler: p.handler, ErrorLog: log.New(io.Discard, "", 0)}
 	p.server = server

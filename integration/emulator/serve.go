@@ -2,6 +2,7 @@ package emulator
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"io"
 	"net"
@@ -60,7 +61,7 @@ func (e *Emulator) serve(w http.ResponseWriter, r *http.Request, provider, regio
 	}
 	c := &call{provider: provider, region: region, id: requestID(), body: body}
 	if strings.HasPrefix(r.URL.Path, "/emulator/") {
-		c.operation = "control"
+		c.operation = followed
 		if r.URL.Path == redirected {
 			done := e.begin(c, r)
 			defer done(http.StatusOK)
@@ -192,8 +193,12 @@ func reset(w http.ResponseWriter) {
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	if tcp, ok := conn.(*net.TCPConn); ok {
+	raw := conn
+	if secured, ok := conn.(*tls.Conn); ok {
+		raw = secured.NetConn()
+	}
+	if tcp, ok := raw.(*net.TCPConn); ok {
 		tcp.SetLinger(0)
 	}
-	conn.Close()
+	raw.Close()
 }

@@ -80,23 +80,18 @@ func (e *Emulator) authenticateAlibaba(c *call, method string) (Credential, *fai
 	if cred.expired(c.now) {
 		return cred, &failure{400, "InvalidSecurityToken.Expired", "Specified SecurityToken is expired."}
 	}
-	if !e.fresh(cred.ID+" "+p.Get("SignatureNonce"), c.now) {
+	if !e.fresh(cred.ID + " " + p.Get("SignatureNonce")) {
 		return cred, &failure{400, "SignatureNonceUsed", "Specified signature nonce was used already."}
 	}
 	return cred, nil
 }
 
 // fresh remembers a nonce and reports whether it is new.
-func (e *Emulator) fresh(nonce string, now time.Time) bool {
+func (e *Emulator) fresh(nonce string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for n, until := range e.nonces {
-		if until.Before(now) {
-			delete(e.nonces, n)
-		}
-	}
-	_, used := e.nonces[nonce]
-	e.nonces[nonce] = now.Add(2 * window)
+	used := e.nonces[nonce]
+	e.nonces[nonce] = true
 	return !used
 }
 
