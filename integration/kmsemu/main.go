@@ -1,11 +1,17 @@
 // Command kmsemu answers as the KMS of Alibaba Cloud and of Huawei Cloud would, each region on an address of its own, until it is interrupted.
 //
-// It prints, as lines for a shell, the environment in which kmsfs finds it, and the CMKs it holds. /emulator/ on every address tells of calls and
-// changes what goes wrong: see package emulator. Two of them with one seed hold the same keys.
+// It prints, as lines for a shell, the environment in which kmsfs finds it, and the CMKs it holds. KMSEMU is an address that no fault closes; below it,
+// as on every address, /emulator/ tells of calls and changes what goes wrong: see package emulator. One region is gone after
+//
+//	curl -X PUT $KMSEMU/emulator/faults -d '[{"fault": "refuse", "provider": "alibaba", "region": "cn-hangzhou"}]'
+//
+// and back after curl -X DELETE $KMSEMU/emulator/faults. Two programs with one seed hold the same keys.
 package main
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -30,7 +36,7 @@ var defaultCMKs = []string{
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintf(os.Stderr, "kmsemu: %v\n", err)
 		os.Exit(1)
 	}
@@ -50,6 +56,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.Var(&cmks, "cmk", "a CMK to hold, `URI[,SPEC]`; SPEC is AES_256, SM4, RSA_2048, RSA_3072 or RSA_4096; may be repeated (default two of each cloud)")
 	flags.Var(&listen, "listen", "where a region listens, `PROVIDER/REGION=HOST:PORT`; may be repeated (default 127.0.0.1 and a free port for each region of a CMK)")
 	faults := flags.String("faults", "", "a `FILE` with a script of faults, in JSON")
+	control := flags.String("control", "127.0.0.1:0", "`HOST:PORT` of the address that no fault closes")
+	certificate := flags.String("tls-cert", "", "a `FILE` with the certificate to serve over TLS with; needs --tls-key")
+	private := flags.String("tls-key", "", "the `FILE` with the private key of the certificate")
 	seed := flags.String("seed", "", "what all key material follows from (default kmsfs)")
 	life := flags.Duration("credential-life", time.Hour, "of the credentials that the metadata services issue")
 	if err := flags.Parse(args); err != nil {
@@ -76,6 +85,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 	}
+	if *certificate != "" || *private != "" {
+		pair, err := tls.LoadX509KeyPair(*certificate, *private)
+		if err != nil {
+			return fmt.Errorf("--tls-cert and --tls-key: %w", err)
+		}
+		o.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	}
 	e, err := emulator.New(o)
 	if err != nil {
 		return err
@@ -91,7 +107,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 	}
-	for _, v := range e.Environ() {
+	all, err := e.Listen("", "", *control)
+	if err != nil {
+		return err
+	}
+	for _, v := range append(e.Environ(), "KMSEMU="+all.URL) {
 		fmt.Fprintf(stdout, "export %s\n", v)
 	}
 	for _, c := range e.CMKs() {
