@@ -29,6 +29,8 @@ var allowed = map[string][]string{
 		"golang.org/x/sys/unix", "golang.org/x/sync/errgroup"},
 	"fs": {module + "blockcrypt", module + "journal", module + "header", module + "keyring", module + "names", module + "volume",
 		"github.com/hanwen/go-fuse/", "github.com/moby/sys/mountinfo", "golang.org/x/sys/unix"},
+	"integration/emulator": {"github.com/emmansun/gmsm/"},
+	"integration/kmsemu":   {module + "integration/emulator"},
 }
 
 func TestImports(t *testing.T) {
