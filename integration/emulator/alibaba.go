@@ -167,6 +167,7 @@ func (a alibaba) generate(c *call, k *key) (map[string]any, *failure) {
 	}
 	dataKey := make([]byte, n)
 	rand.Read(dataKey)
+	a.saw(dataKey)
 	text := base64.StdEncoding.EncodeToString(dataKey)
 	blob, fail := a.seal(c, k, text)
 	if fail != nil {
@@ -181,9 +182,11 @@ func (a alibaba) generate(c *call, k *key) (map[string]any, *failure) {
 
 func (a alibaba) encrypt(c *call, k *key) (map[string]any, *failure) {
 	text := c.params.Get("Plaintext")
-	if plain, err := base64.StdEncoding.DecodeString(text); err != nil || len(plain) == 0 || len(plain) > alibabaMaxPlain {
+	plain, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(plain) == 0 || len(plain) > alibabaMaxPlain {
 		return nil, alibabaInvalid("Plaintext")
 	}
+	a.saw(plain)
 	blob, fail := a.seal(c, k, text)
 	if fail != nil {
 		return nil, fail
@@ -203,6 +206,9 @@ func (a alibaba) decrypt(c *call, k *key) (map[string]any, *failure) {
 	text, err := k.gcm(alibabaNonce).Open(nil, blob[versionLength:versionLength+alibabaNonce], blob[versionLength+alibabaNonce:], context)
 	if err != nil {
 		return nil, errAlibabaCipher
+	}
+	if plain, err := base64.StdEncoding.DecodeString(string(text)); err == nil { // another emulator may have sealed it
+		a.saw(plain)
 	}
 	return map[string]any{"Plaintext": string(text)}, nil
 }

@@ -41,6 +41,7 @@ func (a alibaba) asymmetricEncrypt(c *call, k *key) (map[string]any, *failure) {
 	if c.params.Get("Algorithm") != oaep {
 		return nil, alibabaInvalid("Algorithm")
 	}
+	a.saw(plain)
 	sealed, err := k.encryptOAEP(plain)
 	if err != nil {
 		return nil, alibabaInvalid("Plaintext")
@@ -60,6 +61,7 @@ func (a alibaba) asymmetricDecrypt(c *call, k *key) (map[string]any, *failure) {
 	if err != nil {
 		return nil, errAlibabaCipher
 	}
+	a.saw(plain)
 	return map[string]any{"Plaintext": base64.StdEncoding.EncodeToString(plain)}, nil
 }
 

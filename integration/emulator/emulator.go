@@ -66,6 +66,7 @@ type Emulator struct {
 	nonces      map[string]bool      // seen in Alibaba Cloud's signatures; guarded by mu
 	faults      []*fault             // guarded by mu
 	counts      map[Count]*tally     // by Count without its numbers; guarded by mu
+	plaintexts  map[string]bool      // guarded by mu
 	requests    []*Request           // guarded by mu
 	endpoints   []*Endpoint          // guarded by mu
 	closed      bool                 // guarded by mu
@@ -76,7 +77,7 @@ func New(o Options) (*Emulator, error) {
 	e := &Emulator{
 		seed: o.Seed, contexts: o.Contexts, life: o.Life, role: o.Role, tls: o.TLS, now: o.Now,
 		credentials: slices.Clone(o.Credentials), closing: make(chan struct{}),
-		tokens: map[string]time.Time{}, nonces: map[string]bool{}, counts: map[Count]*tally{},
+		tokens: map[string]time.Time{}, nonces: map[string]bool{}, counts: map[Count]*tally{}, plaintexts: map[string]bool{},
 	}
 	if e.seed == "" {
 		e.seed = "kmsfs"

@@ -150,6 +150,7 @@ func (h huawei) create(c *call, k *key, req huaweiRequest) (map[string]any, *fai
 	}
 	dataKey := make([]byte, bits/8)
 	rand.Read(dataKey)
+	h.saw(dataKey)
 	answer := map[string]any{"key_id": k.id, "cipher_text": hex.EncodeToString(sealDataKey(k, dataKey, req.AAD))}
 	if c.operation == "create-datakey" {
 		answer["plain_text"] = hex.EncodeToString(dataKey)
@@ -170,6 +171,7 @@ func (h huawei) encryptDataKey(c *call, k *key, req huaweiRequest) (map[string]a
 	if string(digest) != string(k.digest(dataKey)) {
 		return nil, &failure{400, "KMS.2103", "Failed to verify the hash value of the DEK."}
 	}
+	h.saw(dataKey)
 	return map[string]any{
 		"key_id": k.id, "cipher_text": hex.EncodeToString(sealDataKey(k, dataKey, req.AAD)), "datakey_length": req.PlainLength,
 	}, nil
@@ -188,6 +190,7 @@ func (h huawei) decryptDataKey(c *call, k *key, req huaweiRequest) (map[string]a
 	if fail != nil {
 		return nil, fail
 	}
+	h.saw(dataKey)
 	return map[string]any{
 		"data_key": hex.EncodeToString(dataKey), "datakey_length": req.CipherLength, "datakey_dgst": hex.EncodeToString(k.digest(dataKey)),
 	}, nil

@@ -36,6 +36,7 @@ func (h huawei) encryptData(_ *call, k *key, req huaweiRequest) (map[string]any,
 	if len(req.PlainText) < 1 || len(req.PlainText) > 4096 {
 		return nil, &failure{400, "KMS.2101", "Parameter error: plain_text."}
 	}
+	h.saw([]byte(req.PlainText))
 	var blob []byte
 	if k.private != nil {
 		var err error
@@ -70,6 +71,7 @@ func (h huawei) decryptData(_ *call, k *key, req huaweiRequest) (map[string]any,
 	if err != nil {
 		return nil, errHuaweiCipher
 	}
+	h.saw(plain)
 	return map[string]any{"key_id": k.id, "plain_text": string(plain), "plain_text_base64": base64.StdEncoding.EncodeToString(plain)}, nil
 }
 
