@@ -48,11 +48,12 @@ func Create(ctx context.Context, dir string, p Params, k keyring.Keyring) (_ *he
 		FileID:         header.NewID(),
 		Context:        p.Context,
 	}
-	dk := keyring.NewDataKey(p.Algorithm.KeySize())
-	defer dk.Wipe()
-	if h.EDKs, err = k.EncryptDataKey(ctx, dk, p.Context); err != nil {
-		return nil, fmt.Errorf("wrap the data key: %w", err)
+	dk, edks, err := keyring.GenerateDataKey(ctx, k, p.Algorithm.KeySize(), p.Context)
+	if err != nil {
+		return nil, fmt.Errorf("make and wrap the data key: %w", err)
 	}
+	defer dk.Wipe()
+	h.EDKs = edks
 	if h.Size, err = header.SizeFor(h); err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ func Run(t *testing.T, make func(t *testing.T) keyring.Keyring) {
 		run  func(*testing.T, keyring.Keyring)
 	}{
 		{"RoundTrip", testRoundTrip},
+		{"Generate", testGenerate},
 		{"WrongContext", testWrongContext},
 		{"BadContext", testBadContext},
 		{"Damaged", testDamaged},
@@ -71,6 +72,29 @@ func testRoundTrip(t *testing.T, k keyring.Keyring) {
 		}
 	}
 	mustDecrypt(t, k, encrypt(t, k, make(keyring.DataKey, 32), nil), keyring.EncryptionContext{}, make(keyring.DataKey, 32))
+}
+
+func testGenerate(t *testing.T, k keyring.Keyring) {
+	seen := make(map[string]bool)
+	for range 2 {
+		for _, size := range []int{16, 32} {
+			dk, edks, err := keyring.GenerateDataKey(t.Context(), k, size, demo)
+			if err != nil || len(dk) != size || len(edks) == 0 {
+				t.Fatalf("generate %d bytes: %d bytes, %d EDKs, error %v", size, len(dk), len(edks), err)
+			}
+			if seen[string(dk)] {
+				t.Error("generated one key twice")
+			}
+			seen[string(dk)] = true
+			for _, e := range edks {
+				mustDecrypt(t, k, []keyring.EncryptedDataKey{e}, demo, dk)
+				mustFail(t, k, e, nil, "context changed")
+			}
+		}
+	}
+	if dk, edks, err := keyring.GenerateDataKey(t.Context(), k, 32, keyring.EncryptionContext{"": "v"}); !errors.Is(err, keyring.ErrContext) || dk != nil || edks != nil {
+		t.Errorf("generate under a bad context: %v, want ErrContext", err)
+	}
 }
 
 func testWrongContext(t *testing.T, k keyring.Keyring) {
@@ -157,6 +181,9 @@ func testDone(t *testing.T, k keyring.Keyring) {
 	for _, ctx := range []context.Context{cancelled, late} {
 		if got, err := k.EncryptDataKey(ctx, keyring.NewDataKey(32), demo); !errors.Is(err, ctx.Err()) || got != nil {
 			t.Errorf("encrypt: %v, %v, want %v", got, err, ctx.Err())
+		}
+		if got, _, err := keyring.GenerateDataKey(ctx, k, 32, demo); !errors.Is(err, ctx.Err()) || got != nil {
+			t.Errorf("generate: a key: %t, %v, want %v", got != nil, err, ctx.Err())
 		}
 		if got, err := k.DecryptDataKey(ctx, edks, demo); !errors.Is(err, ctx.Err()) || got != nil {
 			t.Errorf("decrypt: %v, %v, want %v", got, err, ctx.Err())
