@@ -44,7 +44,6 @@ func NewClient(c cloud.Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	kms.GetEndpointMap() // it makes a global map when it is first called, unlocked
 	return &Client{caller: caller}, nil
 }
 
@@ -67,8 +66,9 @@ func (c *Client) Calls(cmk cloud.CMK) map[string]int { return c.caller.Calls(cmk
 // encryptionContext is the parameter EncryptionContext: a JSON object with the digest of ours.
 func encryptionContext(digest string) string { return `{"kmsfs":"` + digest + `"}` }
 
-// do makes one call with a client of its own, for the SDK's are not safe for two goroutines.
-func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*kms.Client) error) (cloud.Answer, error) {
+// do makes one call with a client of its own, for the SDK's are not safe for two goroutines. It is the SDK's core client: kms.Client has a
+// global endpoint map, and several hundred methods that would all be linked in.
+func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*sdk.Client) error) (cloud.Answer, error) {
 	return c.caller.Do(ctx, cmk, call, func(s cloud.Session) error {
 		config := sdk.NewConfig().WithScheme(strings.ToUpper(s.Endpoint.Scheme)).WithUserAgent("kmsfs")
 		config.Transport = s.Transport
@@ -76,7 +76,7 @@ func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*
 		if s.Credential.Token != "" {
 			provider = credentials.NewStaticSTSCredentialsProvider(s.Credential.ID, s.Credential.Secret, s.Credential.Token)
 		}
-		client, err := kms.NewClientWithOptions(cmk.Region, config, provider)
+		client, err := sdk.NewClientWithOptions(cmk.Region, config, provider)
 		if err != nil {
 			return err
 		}
@@ -98,11 +98,11 @@ func form(r *requests.RpcRequest, parameters ...string) {
 
 // Wrap implements [cloud.KMS].
 func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, _ *cloud.KeyInfo, dk keyring.DataKey, digest string) (blob []byte, err error) {
-	_, err = c.do(ctx, cmk, "Encrypt", func(client *kms.Client) error {
+	_, err = c.do(ctx, cmk, "Encrypt", func(client *sdk.Client) error {
 		r := kms.CreateEncryptRequest()
 		form(r.RpcRequest, "KeyId", cmk.KeyID, "Plaintext", base64.StdEncoding.EncodeToString(dk), "EncryptionContext", encryptionContext(digest))
-		a, err := client.Encrypt(r)
-		if err != nil {
+		a := kms.CreateEncryptResponse()
+		if err := client.DoAction(r, a); err != nil {
 			return err
 		}
 		if err := sameKey(cmk, a.KeyId, cloud.BadAnswer); err != nil {
@@ -116,11 +116,11 @@ func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, _ *cloud.KeyInfo, dk k
 
 // Generate implements [cloud.KMS].
 func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest string) (dk keyring.DataKey, blob []byte, err error) {
-	_, err = c.do(ctx, cmk, "GenerateDataKey", func(client *kms.Client) error {
+	_, err = c.do(ctx, cmk, "GenerateDataKey", func(client *sdk.Client) error {
 		r := kms.CreateGenerateDataKeyRequest()
 		form(r.RpcRequest, "KeyId", cmk.KeyID, "NumberOfBytes", strconv.Itoa(size), "EncryptionContext", encryptionContext(digest))
-		a, err := client.GenerateDataKey(r)
-		if err != nil {
+		a := kms.CreateGenerateDataKeyResponse()
+		if err := client.DoAction(r, a); err != nil {
 			return err
 		}
 		if err := sameKey(cmk, a.KeyId, cloud.BadAnswer); err != nil {
@@ -137,11 +137,11 @@ func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest s
 
 // Unwrap implements [cloud.KMS].
 func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size int, digest string) (dk keyring.DataKey, err error) {
-	_, err = c.do(ctx, cmk, "Decrypt", func(client *kms.Client) error {
+	_, err = c.do(ctx, cmk, "Decrypt", func(client *sdk.Client) error {
 		r := kms.CreateDecryptRequest()
 		form(r.RpcRequest, "CiphertextBlob", base64.StdEncoding.EncodeToString(blob), "EncryptionContext", encryptionContext(digest))
-		a, err := client.Decrypt(r)
-		if err != nil {
+		a := kms.CreateDecryptResponse()
+		if err := client.DoAction(r, a); err != nil {
 			return err
 		}
 		// The request does not name the CMK, so the blob may be one of any that the account may use.
@@ -156,12 +156,12 @@ func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size in
 
 // DecryptRSA implements [cloud.KMS].
 func (c *Client) DecryptRSA(ctx context.Context, cmk cloud.CMK, version string, ciphertext []byte) (text string, err error) {
-	_, err = c.do(ctx, cmk, "AsymmetricDecrypt", func(client *kms.Client) error {
+	_, err = c.do(ctx, cmk, "AsymmetricDecrypt", func(client *sdk.Client) error {
 		r := kms.CreateAsymmetricDecryptRequest()
 		form(r.RpcRequest, "KeyId", cmk.KeyID, "KeyVersionId", version, "Algorithm", "RSAES_OAEP_SHA_256",
 			"CiphertextBlob", base64.StdEncoding.EncodeToString(ciphertext))
-		a, err := client.AsymmetricDecrypt(r)
-		if err != nil {
+		a := kms.CreateAsymmetricDecryptResponse()
+		if err := client.DoAction(r, a); err != nil {
 			return err
 		}
 		if err := sameKey(cmk, a.KeyId, cloud.BadAnswer); err != nil {
@@ -179,11 +179,11 @@ func (c *Client) DecryptRSA(ctx context.Context, cmk cloud.CMK, version string, 
 
 // Describe implements [cloud.KMS].
 func (c *Client) Describe(ctx context.Context, cmk cloud.CMK) (info *cloud.KeyInfo, answer cloud.Answer, err error) {
-	answer, err = c.do(ctx, cmk, "DescribeKey", func(client *kms.Client) error {
+	answer, err = c.do(ctx, cmk, "DescribeKey", func(client *sdk.Client) error {
 		r := kms.CreateDescribeKeyRequest()
 		form(r.RpcRequest, "KeyId", cmk.KeyID)
-		a, err := client.DescribeKey(r)
-		if err != nil {
+		a := kms.CreateDescribeKeyResponse()
+		if err := client.DoAction(r, a); err != nil {
 			return err
 		}
 		m := a.KeyMetadata
@@ -206,11 +206,11 @@ func (c *Client) Describe(ctx context.Context, cmk cloud.CMK) (info *cloud.KeyIn
 }
 
 func (c *Client) publicKey(ctx context.Context, cmk cloud.CMK, version string) (pkix []byte, err error) {
-	_, err = c.do(ctx, cmk, "GetPublicKey", func(client *kms.Client) error {
+	_, err = c.do(ctx, cmk, "GetPublicKey", func(client *sdk.Client) error {
 		r := kms.CreateGetPublicKeyRequest()
 		form(r.RpcRequest, "KeyId", cmk.KeyID, "KeyVersionId", version)
-		a, err := client.GetPublicKey(r)
-		if err != nil {
+		a := kms.CreateGetPublicKeyResponse()
+		if err := client.DoAction(r, a); err != nil {
 			return err
 		}
 		if a.KeyVersionId != version {

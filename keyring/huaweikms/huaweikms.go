@@ -18,6 +18,7 @@ import (
 	"github.com/huaweicloud/huaweicloud-sdk-go-v3/core"
 	"github.com/huaweicloud/huaweicloud-sdk-go-v3/core/auth/basic"
 	"github.com/huaweicloud/huaweicloud-sdk-go-v3/core/config"
+	"github.com/huaweicloud/huaweicloud-sdk-go-v3/core/def"
 	"github.com/huaweicloud/huaweicloud-sdk-go-v3/core/sdkerr"
 	kms "github.com/huaweicloud/huaweicloud-sdk-go-v3/services/kms/v2"
 	"github.com/huaweicloud/huaweicloud-sdk-go-v3/services/kms/v2/model"
@@ -63,7 +64,7 @@ func New(c *Client, uri string, known *cloud.KeyInfo) (*cloud.Keyring, error) {
 func (c *Client) Calls(cmk cloud.CMK) map[string]int { return c.caller.Calls(cmk) }
 
 // do makes one call with a client of its own, whose credential the SDK cannot change under another call.
-func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*kms.KmsClient) error) (cloud.Answer, error) {
+func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*core.HcHttpClient) error) (cloud.Answer, error) {
 	return c.caller.Do(ctx, cmk, call, func(s cloud.Session) error {
 		// Without a project the SDK would ask IAM for one.
 		credential, err := basic.NewCredentialsBuilder().
@@ -81,8 +82,21 @@ func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*
 		if err != nil {
 			return err
 		}
-		return send(kms.NewKmsClient(hc))
+		return send(hc)
 	})
+}
+
+// invoke makes a call through the SDK's core client. kms.KmsClient does just that, but has several hundred methods that would all be linked in.
+func invoke[Answer any](client *core.HcHttpClient, call *def.HttpRequestDef, request any) (*Answer, error) {
+	answer, err := client.Sync(request, call)
+	if err != nil {
+		return nil, err
+	}
+	a, ok := answer.(*Answer)
+	if !ok || a == nil {
+		return nil, cloud.Distrust("the SDK gives nothing back")
+	}
+	return a, nil
 }
 
 // Wrap implements [cloud.KMS].
@@ -92,8 +106,8 @@ func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, info *cloud.KeyInfo, d
 	if info.Spec == "SM4" {
 		sum = sumSM3(dk)
 	}
-	_, err = c.do(ctx, cmk, "encrypt-datakey", func(client *kms.KmsClient) error {
-		a, err := client.EncryptDatakey(&model.EncryptDatakeyRequest{Body: &model.EncryptDatakeyRequestBody{
+	_, err = c.do(ctx, cmk, "encrypt-datakey", func(client *core.HcHttpClient) error {
+		a, err := invoke[model.EncryptDatakeyResponse](client, kms.GenReqDefForEncryptDatakey(), &model.EncryptDatakeyRequest{Body: &model.EncryptDatakeyRequestBody{
 			KeyId:                       cmk.KeyID,
 			PlainText:                   hex.EncodeToString(dk) + hex.EncodeToString(sum),
 			DatakeyPlainLength:          strconv.Itoa(len(dk)), // bytes
@@ -114,8 +128,8 @@ func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, info *cloud.KeyInfo, d
 // Generate implements [cloud.KMS].
 func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest string) (dk keyring.DataKey, blob []byte, err error) {
 	bits := strconv.Itoa(8 * size)
-	_, err = c.do(ctx, cmk, "create-datakey", func(client *kms.KmsClient) error {
-		a, err := client.CreateDatakey(&model.CreateDatakeyRequest{Body: &model.CreateDatakeyRequestBody{
+	_, err = c.do(ctx, cmk, "create-datakey", func(client *core.HcHttpClient) error {
+		a, err := invoke[model.CreateDatakeyResponse](client, kms.GenReqDefForCreateDatakey(), &model.CreateDatakeyRequest{Body: &model.CreateDatakeyRequestBody{
 			KeyId:                       cmk.KeyID,
 			DatakeyLength:               &bits,
 			AdditionalAuthenticatedData: &digest,
@@ -137,8 +151,8 @@ func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest s
 
 // Unwrap implements [cloud.KMS]. The answer names no CMK; the request does.
 func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size int, digest string) (dk keyring.DataKey, err error) {
-	_, err = c.do(ctx, cmk, "decrypt-datakey", func(client *kms.KmsClient) error {
-		a, err := client.DecryptDatakey(&model.DecryptDatakeyRequest{Body: &model.DecryptDatakeyRequestBody{
+	_, err = c.do(ctx, cmk, "decrypt-datakey", func(client *core.HcHttpClient) error {
+		a, err := invoke[model.DecryptDatakeyResponse](client, kms.GenReqDefForDecryptDatakey(), &model.DecryptDatakeyRequest{Body: &model.DecryptDatakeyRequestBody{
 			KeyId:                       cmk.KeyID,
 			CipherText:                  hex.EncodeToString(blob),
 			DatakeyCipherLength:         strconv.Itoa(size), // bytes, of the data key
@@ -168,8 +182,8 @@ func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size in
 // DecryptRSA implements [cloud.KMS]. CMKs have no versions here.
 func (c *Client) DecryptRSA(ctx context.Context, cmk cloud.CMK, _ string, ciphertext []byte) (text string, err error) {
 	algorithm := model.GetDecryptDataRequestBodyEncryptionAlgorithmEnum().RSAES_OAEP_SHA_256
-	_, err = c.do(ctx, cmk, "decrypt-data", func(client *kms.KmsClient) error {
-		a, err := client.DecryptData(&model.DecryptDataRequest{Body: &model.DecryptDataRequestBody{
+	_, err = c.do(ctx, cmk, "decrypt-data", func(client *core.HcHttpClient) error {
+		a, err := invoke[model.DecryptDataResponse](client, kms.GenReqDefForDecryptData(), &model.DecryptDataRequest{Body: &model.DecryptDataRequestBody{
 			KeyId:               &cmk.KeyID,
 			CipherText:          base64.StdEncoding.EncodeToString(ciphertext),
 			EncryptionAlgorithm: &algorithm,
@@ -191,8 +205,8 @@ func (c *Client) DecryptRSA(ctx context.Context, cmk cloud.CMK, _ string, cipher
 
 // Describe implements [cloud.KMS].
 func (c *Client) Describe(ctx context.Context, cmk cloud.CMK) (info *cloud.KeyInfo, answer cloud.Answer, err error) {
-	answer, err = c.do(ctx, cmk, "describe-key", func(client *kms.KmsClient) error {
-		a, err := client.ListKeyDetail(&model.ListKeyDetailRequest{Body: &model.OperateKeyRequestBody{KeyId: cmk.KeyID}})
+	answer, err = c.do(ctx, cmk, "describe-key", func(client *core.HcHttpClient) error {
+		a, err := invoke[model.ListKeyDetailResponse](client, kms.GenReqDefForListKeyDetail(), &model.ListKeyDetailRequest{Body: &model.OperateKeyRequestBody{KeyId: cmk.KeyID}})
 		if err != nil {
 			return err
 		}
@@ -218,8 +232,8 @@ func (c *Client) Describe(ctx context.Context, cmk cloud.CMK) (info *cloud.KeyIn
 }
 
 func (c *Client) publicKey(ctx context.Context, cmk cloud.CMK) (pkix []byte, err error) {
-	_, err = c.do(ctx, cmk, "get-publickey", func(client *kms.KmsClient) error {
-		a, err := client.ShowPublicKey(&model.ShowPublicKeyRequest{Body: &model.OperateKeyRequestBody{KeyId: cmk.KeyID}})
+	_, err = c.do(ctx, cmk, "get-publickey", func(client *core.HcHttpClient) error {
+		a, err := invoke[model.ShowPublicKeyResponse](client, kms.GenReqDefForShowPublicKey(), &model.ShowPublicKeyRequest{Body: &model.OperateKeyRequestBody{KeyId: cmk.KeyID}})
 		if err != nil {
 			return err
 		}
