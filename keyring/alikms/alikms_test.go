@@ -49,6 +49,8 @@ func TestFaults(t *testing.T) { cloudtest.RunFaults(t, testCMK, "AES_256", asKey
 
 func TestKeyStates(t *testing.T) { cloudtest.RunStates(t, testCMK, newKeyring) }
 
+func TestCheck(t *testing.T) { cloudtest.RunCheck(t, testCMK, newKeyring) }
+
 func TestLies(t *testing.T) {
 	cloudtest.RunLies(t, testCMK, []cloudtest.Lie{
 		{Name: "decrypted by another CMK", Spec: "AES_256", Operation: "Decrypt", Field: "KeyId", Value: "key-another", Want: cloud.NotWrapped},

@@ -51,6 +51,8 @@ func TestFaults(t *testing.T) { cloudtest.RunFaults(t, testCMK, "AES_256", asKey
 
 func TestKeyStates(t *testing.T) { cloudtest.RunStates(t, testCMK, newKeyring) }
 
+func TestCheck(t *testing.T) { cloudtest.RunCheck(t, testCMK, newKeyring) }
+
 func TestLies(t *testing.T) {
 	cloudtest.RunLies(t, testCMK, []cloudtest.Lie{
 		{Name: "no digest", Spec: "AES_256", Operation: "decrypt-datakey", Field: "datakey_dgst", Value: nil, Want: cloud.BadAnswer},

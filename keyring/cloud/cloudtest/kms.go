@@ -28,6 +28,11 @@ type KMS struct {
 // NewKMS returns an emulated KMS with one CMK, on loopback until the test ends, when it is checked that no secret was in a URL.
 func NewKMS(t *testing.T, uri, spec string) *KMS {
 	t.Helper()
+	return newKMS(t, uri, spec, emulator.ContextHonoured)
+}
+
+func newKMS(t *testing.T, uri, spec string, mode emulator.ContextMode) *KMS {
+	t.Helper()
 	cmk, err := cloud.ParseCMK(uri)
 	if err != nil {
 		t.Fatal(err)
@@ -38,6 +43,7 @@ func NewKMS(t *testing.T, uri, spec string) *KMS {
 	}
 	e, err := emulator.New(emulator.Options{
 		CMKs:        []emulator.CMK{{URI: uri, Spec: spec}},
+		Contexts:    map[string]emulator.ContextMode{provider + "/" + cmk.Region: mode},
 		Credentials: []emulator.Credential{{Provider: provider, ID: Credential.ID, Secret: Credential.Secret, Token: Credential.Token}},
 	})
 	if err != nil {

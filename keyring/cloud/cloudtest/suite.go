@@ -99,3 +99,32 @@ func RunStates(t *testing.T, uri string, make func(t *testing.T, url string) *cl
 		}
 	}
 }
+
+// RunCheck checks a CMK in several states, and in a region that ignores contexts.
+func RunCheck(t *testing.T, uri string, make func(t *testing.T, url string) *cloud.Keyring) {
+	kms := NewKMS(t, uri, "AES_256")
+	for _, c := range []struct {
+		state emulator.State
+		fault []emulator.Fault
+		want  cloud.Report
+	}{
+		{emulator.Enabled, nil, cloud.Report{State: cloud.StateEnabled, Wraps: true, Unwraps: true, BindsContext: true}},
+		{emulator.PendingDeletion, nil, cloud.Report{State: cloud.StatePendingDeletion}},
+		{emulator.Denied, nil, cloud.Report{}},
+		{emulator.Enabled, []emulator.Fault{{Kind: emulator.WrongPlaintext}}, cloud.Report{State: cloud.StateEnabled, Wraps: true}},
+		{emulator.Enabled, []emulator.Fault{{Kind: emulator.Redirect}}, cloud.Report{}},
+	} {
+		if err := errors.Join(kms.SetState(uri, c.state), kms.SetFaults(c.fault...)); err != nil {
+			t.Fatal(err)
+		}
+		got := cloud.Check(t.Context(), make(t, kms.URL))
+		if got.State != c.want.State || got.Wraps != c.want.Wraps || got.Unwraps != c.want.Unwraps || got.BindsContext != c.want.BindsContext ||
+			got.CMK != uri || (len(got.Errors) == 0) != got.OK() || got.OK() && got.Latency <= 0 {
+			t.Errorf("%s, %v: %+v, want %+v", c.state, c.fault, got, c.want)
+		}
+	}
+	ignores := newKMS(t, uri, "AES_256", emulator.ContextIgnored)
+	if got := cloud.Check(t.Context(), make(t, ignores.URL)); !got.OK() || got.BindsContext || len(got.Errors) != 1 {
+		t.Errorf("context ignored: %+v", got)
+	}
+}
