@@ -15,13 +15,24 @@ import (
 
 const module = "github.com/kmsfs/kmsfs/"
 
+// The SDKs of the clouds. Only the package that names one in allowed may import it.
+const (
+	alibabaSDK = "github.com/aliyun/alibaba-cloud-sdk-go/"
+	huaweiSDK  = "github.com/huaweicloud/huaweicloud-sdk-go-v3/"
+)
+
 // allowed says what each package may import beyond the standard library, docs/design.md.
 var allowed = map[string][]string{
-	"keyring":       nil,
-	"keyring/local": {module + "keyring"},
-	"header":        {module + "keyring"},
-	"blockcrypt":    {"github.com/emmansun/gmsm/"},
-	"names":         {"github.com/tink-crypto/tink-go/"},
+	"keyring":           nil,
+	"keyring/local":     {module + "keyring"},
+	"keyring/creds":     nil,
+	"keyring/cloud":     {module + "keyring", module + "keyring/creds", "golang.org/x/time/rate"},
+	"keyring/alikms":    {module + "keyring", module + "keyring/cloud", alibabaSDK},
+	"keyring/huaweikms": {module + "keyring", module + "keyring/cloud", huaweiSDK, "github.com/emmansun/gmsm/sm3"},
+	"keyring/failover":  {module + "keyring", module + "keyring/cloud"},
+	"header":            {module + "keyring"},
+	"blockcrypt":        {"github.com/emmansun/gmsm/"},
+	"names":             {"github.com/tink-crypto/tink-go/"},
 	"volume": {module + "blockcrypt", module + "header", module + "keyring", module + "names",
 		"golang.org/x/sys/unix", "golang.org/x/sync/singleflight"},
 	"journal": {"golang.org/x/sys/unix"},
@@ -48,6 +59,13 @@ func TestImports(t *testing.T) {
 			t.Fatal(err)
 		}
 		may, known := allowed[strings.TrimPrefix(p.ImportPath, module)]
+		for _, imported := range p.Imports {
+			for _, sdk := range []string{alibabaSDK, huaweiSDK} {
+				if strings.HasPrefix(imported, sdk) && !slices.Contains(may, sdk) {
+					t.Errorf("%s imports %s", p.ImportPath, imported)
+				}
+			}
+		}
 		if !known {
 			continue
 		}
