@@ -18,8 +18,8 @@ type Report struct {
 	Wraps        bool          `json:"wraps"`
 	Unwraps      bool          `json:"unwraps"`
 	BindsContext bool          `json:"bindsContext"` // an EDK does not unwrap under another encryption context; false if that is unknown
-	Latency      time.Duration `json:"latency"`      // of the unwrap
-	Skew         time.Duration `json:"skew"`         // how far this machine's clock is ahead of the KMS's, to about a second
+	Latency      time.Duration `json:"latency"`      // of the unwrap; nanoseconds in JSON
+	Skew         time.Duration `json:"skew"`         // how far this machine's clock is ahead of the KMS's, to about a second; nanoseconds in JSON
 	Errors       []string      `json:"errors,omitempty"`
 }
 

@@ -197,7 +197,12 @@ func TestMetadataAddress(t *testing.T) {
 
 func TestCredentialHides(t *testing.T) {
 	c := Credential{ID: "canary-id", Secret: "canary-secret", Token: "canary-token"}
-	for _, s := range []string{fmt.Sprint(c), fmt.Sprintf("%v %+v %#v %s %q", c, c, c, c, c), fmt.Sprintf("%v", struct{ C Credential }{c}), c.LogValue().String()} {
+	k := NewKeeper([]Source{fixed{c}}, nil, nil)
+	defer k.Close()
+	if _, err := k.Get(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{fmt.Sprintf("%v %+v %#v", k, k, k), fmt.Sprint(c), fmt.Sprintf("%v %+v %#v %s %q", c, c, c, c, c), fmt.Sprintf("%v", struct{ C Credential }{c}), c.LogValue().String()} {
 		if strings.Contains(s, "canary") {
 			t.Errorf("a credential prints as %q", s)
 		}

@@ -54,6 +54,9 @@ func NewKeeper(local []Source, remote Source, failed func(error)) *Keeper {
 	return k
 }
 
+// Format hides the credentials from every verb.
+func (k *Keeper) Format(f fmt.State, _ rune) { fmt.Fprint(f, "credentials (hidden)") }
+
 // Close ends the renewal. Fetches that go on are cancelled.
 func (k *Keeper) Close() error {
 	k.cancel()

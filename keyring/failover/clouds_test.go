@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/keyring/huaweikms"
 	"github.com/kmsfs/kmsfs/keyring/keyringtest"
+	"github.com/kmsfs/kmsfs/keyring/local"
 )
 
 // The CMKs of the tests: two clouds with two regions each, of all kinds of keys.
@@ -207,6 +209,26 @@ func TestFaultsOfTheFirst(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestLocalBesideClouds opens with a local CMK when no region answers.
+func TestLocalBesideClouds(t *testing.T) {
+	c := newClouds(t, eager, 1e6)
+	own, err := local.Generate(filepath.Join(t.TempDir(), "cmk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := failover.New(append(c.cmks, own), eager)
+	dk, edks, err := k.GenerateDataKey(t.Context(), 16, nil)
+	if err != nil || len(edks) != 5 {
+		t.Fatalf("%d EDKs, error %v", len(edks), err)
+	}
+	if err := c.SetFaults(emulator.Fault{Kind: emulator.Refuse}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := k.DecryptDataKey(t.Context(), edks, nil); err != nil || !bytes.Equal(got, dk) {
+		t.Errorf("same key: %t, error %v", bytes.Equal(got, dk), err)
 	}
 }
 

@@ -167,12 +167,12 @@ func (k *Keyring) race(ctx context.Context, edks []keyring.EncryptedDataKey, ec 
 		err   error
 	}
 	results := make(chan result, len(order))
-	started, running := 0, make(map[int]bool)
+	started, running := 0, make(map[int]time.Time)
 	start := func() {
 		i := started
 		m := order[i]
 		started++
-		running[i] = true
+		running[i] = time.Now()
 		go func() {
 			r := result{index: i}
 			r.err = k.call(ctx, m, "decrypt", func(ctx context.Context) (err error) {
@@ -192,8 +192,8 @@ func (k *Keyring) race(ctx context.Context, edks []keyring.EncryptedDataKey, ec 
 			delete(running, r.index)
 			if r.err == nil {
 				cancel()
-				for i := range running {
-					if i < r.index {
+				for i, since := range running {
+					if time.Since(since) >= k.options.Hedge {
 						k.rest(order[i], "another CMK was faster")
 					}
 				}

@@ -142,6 +142,20 @@ func TestHedge(t *testing.T) {
 	})
 }
 
+// TestOnlyTheSlowRest has a CMK that was hardly asked when another answered.
+func TestOnlyTheSlowRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, c := newFake("a"), newFake("b"), newFake("c")
+		k := New([]CMK{a, b, c}, Options{})
+		dk, edks := wrap(t, k)
+		a.set(1100*time.Millisecond, status(403)) // b is asked at 1 s, c when a refuses
+		b.set(500*time.Millisecond, nil)
+		if took := unwrap(t, k, edks, dk); took != 1100*time.Millisecond || k.Status()[1].Skipped != nil {
+			t.Errorf("took %v, status %+v", took, k.Status()[1])
+		}
+	})
+}
+
 func TestRetries(t *testing.T) {
 	for _, c := range []struct {
 		name   string

@@ -74,9 +74,9 @@ type Status struct {
 
 // A Result is how the last try at a CMK ended.
 type Result struct {
-	Time    time.Time     `json:"time"` // of the end
-	Call    string        `json:"call"` // "encrypt", "decrypt" or "generate"
-	Latency time.Duration `json:"latency"`
+	Time    time.Time     `json:"time"`            // of the end
+	Call    string        `json:"call"`            // "encrypt", "decrypt" or "generate"
+	Latency time.Duration `json:"latency"`         // nanoseconds in JSON
 	Error   string        `json:"error,omitempty"` // empty if it succeeded
 	HTTP    int           `json:"http,omitempty"`  // status of a failure
 	Code    string        `json:"code,omitempty"`  // the vendor's, of a failure
