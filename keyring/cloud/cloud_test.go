@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -139,6 +140,34 @@ func TestOnlyTheEndpointIsCalled(t *testing.T) {
 	})
 	if e := new(Error); !errors.As(err, &e) || e.Kind != BadAnswer {
 		t.Errorf("error %v, want one of kind BadAnswer", err)
+	}
+}
+
+// TestBounds has answers that the transport must not hand on.
+func TestBounds(t *testing.T) {
+	for name, c := range map[string]struct {
+		handle http.HandlerFunc
+		fails  bool
+	}{
+		"longest":       {func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, maxAnswer)) }, false},
+		"too long":      {func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, maxAnswer+1)) }, true},
+		"redirect home": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", http.StatusFound) }, true},
+		"not modified":  {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotModified) }, true},
+	} {
+		var calls atomic.Int32
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			calls.Add(1)
+			c.handle(w, r)
+		}))
+		caller, err := NewCaller(testVendor, Config{Credentials: fixed{}, Endpoints: map[string]string{"r": server.URL}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = caller.Do(t.Context(), testCMK, "Get", func(s Session) error { return get(s, "/") })
+		if e := new(Error); (err != nil) != c.fails || c.fails && (!errors.As(err, &e) || e.Kind != BadAnswer) || calls.Load() != 1 {
+			t.Errorf("%s: error %v after %d calls", name, err, calls.Load())
+		}
+		server.Close()
 	}
 }
 

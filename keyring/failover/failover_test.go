@@ -362,6 +362,35 @@ func TestWrapsUnderAllOrNone(t *testing.T) {
 	})
 }
 
+func TestGivingUpLeavesNoTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newFake("a"), newFake("b")
+		k := New([]CMK{a, b}, Options{OnEvent: func(e Event) { t.Errorf("event %v", e) }})
+		_, edks := wrap(t, k)
+		a.set(-1, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		if _, err := k.DecryptDataKey(ctx, edks, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v, want DeadlineExceeded", err)
+		}
+		synctest.Wait()
+		if s := k.Status()[0]; s.Failed != 0 || s.Skipped != nil {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
+func TestRefusalStopsTheOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, c := newFake("a").set(-1, nil), newFake("b").set(0, status(403)), newFake("c").set(-1, nil)
+		k := New([]CMK{a, b, c}, Options{})
+		start := time.Now()
+		if _, err := k.EncryptDataKey(t.Context(), keyring.NewDataKey(32), nil); !errors.Is(err, keyring.ErrDenied) || time.Since(start) != 0 {
+			t.Errorf("error %v after %v, want the refusal at once", err, time.Since(start))
+		}
+	})
+}
+
 func TestEventsAndStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
