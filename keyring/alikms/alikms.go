@@ -60,6 +60,9 @@ func New(c *Client, uri string, known *cloud.KeyInfo) (*cloud.Keyring, error) {
 	return cloud.NewKeyring(c, cmk, known), nil
 }
 
+// Close closes the connections that no call uses.
+func (c *Client) Close() { c.caller.Close() }
+
 // Calls implements [cloud.KMS].
 func (c *Client) Calls(cmk cloud.CMK) map[string]int { return c.caller.Calls(cmk) }
 
@@ -236,7 +239,10 @@ func wrapped(text string) ([]byte, error) {
 
 func dataKey(text string, size int) (keyring.DataKey, error) {
 	b, err := base64.StdEncoding.DecodeString(text)
-	return cloud.DataKey(b, err, size)
+	if err != nil {
+		return nil, cloud.Distrust("its data key is not Base64")
+	}
+	return cloud.DataKey(b, size)
 }
 
 // sameKey checks that an answer is about the CMK, by its ID or ARN.

@@ -79,6 +79,13 @@ func NewCaller(v Vendor, c Config) (*Caller, error) {
 	}, nil
 }
 
+// Close closes the connections that no call uses. Calls may be made after it.
+func (c *Caller) Close() {
+	if t, ok := c.config.Transport.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
+	}
+}
+
 // A Session is what an SDK's client is built from. It serves one call.
 type Session struct {
 	Transport  http.RoundTripper

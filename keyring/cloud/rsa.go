@@ -69,8 +69,8 @@ func openRSA(text, digest string) (keyring.DataKey, error) {
 }
 
 // DataKey checks the plaintext of a data key of size bytes in an answer.
-func DataKey(b []byte, err error, size int) (keyring.DataKey, error) {
-	if err != nil || len(b) != size {
+func DataKey(b []byte, size int) (keyring.DataKey, error) {
+	if len(b) != size {
 		clear(b)
 		return nil, Distrust(fmt.Sprintf("it has no data key of %d bytes", size))
 	}

@@ -80,6 +80,8 @@ func newClouds(t *testing.T, o failover.Options, rate float64) *clouds {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(ali.Close)
+	t.Cleanup(huawei.Close)
 	for _, cmk := range cmks {
 		var k *cloud.Keyring
 		if strings.HasPrefix(cmk.URI, "acs:") {

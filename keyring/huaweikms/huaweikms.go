@@ -60,6 +60,9 @@ func New(c *Client, uri string, known *cloud.KeyInfo) (*cloud.Keyring, error) {
 	return cloud.NewKeyring(c, cmk, known), nil
 }
 
+// Close closes the connections that no call uses.
+func (c *Client) Close() { c.caller.Close() }
+
 // Calls implements [cloud.KMS].
 func (c *Client) Calls(cmk cloud.CMK) map[string]int { return c.caller.Calls(cmk) }
 
@@ -266,7 +269,10 @@ func dataKey(text *string, size int) (keyring.DataKey, error) {
 		return nil, cloud.Distrust("it has no data key")
 	}
 	b, err := hex.DecodeString(*text)
-	return cloud.DataKey(b, err, size)
+	if err != nil {
+		return nil, cloud.Distrust("its data key is not in hex digits")
+	}
+	return cloud.DataKey(b, size)
 }
 
 // sameKey checks that an answer is about the CMK.

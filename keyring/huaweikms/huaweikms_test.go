@@ -3,6 +3,7 @@ package huaweikms
 import (
 	"errors"
 	"maps"
+	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -18,9 +19,12 @@ import (
 
 const testCMK = "huawei:kms:cn-north-4:0d0466b0b4a94e8f9c0f6a6c1c5b1a2b:key/0d0466b0-f727-4d9c-b35d-f84bb474a37f"
 
-func newKeyring(t *testing.T, url string) *cloud.Keyring {
+func newKeyring(t *testing.T, url string) *cloud.Keyring { return newKeyringOver(t, url, nil) }
+
+func newKeyringOver(t *testing.T, url string, transport http.RoundTripper) *cloud.Keyring {
 	t.Helper()
 	client, err := NewClient(cloud.Config{
+		Transport:   transport,
 		Credentials: cloudtest.Credentials(),
 		Endpoints:   map[string]string{"cn-north-4": url},
 		Timeout:     time.Minute,
@@ -29,6 +33,7 @@ func newKeyring(t *testing.T, url string) *cloud.Keyring {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(client.Close)
 	k, err := New(client, testCMK, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -79,6 +84,20 @@ func TestLies(t *testing.T) {
 		{Name: "RSA, no context", Spec: "RSA_2048", Operation: "decrypt-data", Field: "plain_text", Value: "0000", Want: cloud.NotWrapped},
 		{Name: "RSA, nothing", Spec: "RSA_2048", Operation: "decrypt-data", Field: "plain_text", Value: nil, Want: cloud.BadAnswer},
 	}, asKeyring)
+}
+
+// TestTLS calls over TLS, and not a KMS with the certificate of a stranger.
+func TestTLS(t *testing.T) {
+	kms := cloudtest.NewKMS(t, testCMK, "AES_256")
+	url, trusting := kms.TLS(t)
+	if _, err := newKeyringOver(t, url, trusting).EncryptDataKey(t.Context(), keyring.NewDataKey(32), nil); err != nil {
+		t.Error(err)
+	}
+	before := kms.Count("")
+	_, err := newKeyringOver(t, url, nil).EncryptDataKey(t.Context(), keyring.NewDataKey(32), nil)
+	if e := new(cloud.Error); !errors.As(err, &e) || e.Kind != cloud.Unavailable || e.Temporary() || kms.Count("") != before {
+		t.Errorf("a stranger's certificate: %v, want one that no retry mends", err)
+	}
 }
 
 // TestCalls counts what each operation costs.

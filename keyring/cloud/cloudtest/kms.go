@@ -1,6 +1,7 @@
 package cloudtest
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"maps"
 	"net/http"
@@ -64,6 +65,15 @@ func newKMS(t *testing.T, uri, spec string, mode emulator.ContextMode) *KMS {
 		}
 	})
 	return k
+}
+
+// TLS serves the KMS over TLS as well, and returns the URL and a transport that trusts it.
+func (k *KMS) TLS(t *testing.T) (string, http.RoundTripper) {
+	server := httptest.NewTLSServer(k)
+	t.Cleanup(server.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	return server.URL, cloud.NewTransport(roots)
 }
 
 // Lie changes the answers of an operation, named as in the vendor's requests, until it is called with nil.
