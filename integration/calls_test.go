@@ -104,7 +104,7 @@ func aligned(n int) []byte {
 }
 
 // describe is what stat says, times, inode and blocks apart.
-func describe(st *unix.Stat_t) string {
+func describeStat(st *unix.Stat_t) string {
 	size := st.Size
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		size = 0
@@ -267,13 +267,13 @@ func randomCall(rng *rand.Rand) (text string, call func(s *side) string) {
 		return fmt.Sprintf("lstat(%s)", name), func(s *side) string {
 			var st unix.Stat_t
 			err := unix.Lstat(s.path(name), &st)
-			return show(err, describe(&st))
+			return show(err, describeStat(&st))
 		}
 	case kind < 92:
 		return fmt.Sprintf("fstat(fds[%d])", i), func(s *side) string {
 			var st unix.Stat_t
 			err := unix.Fstat(s.fds[i], &st)
-			return show(err, describe(&st))
+			return show(err, describeStat(&st))
 		}
 	case kind < 93:
 		return fmt.Sprintf("readlink(%s)", name), func(s *side) string {

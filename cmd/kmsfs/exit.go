@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/local"
 	"github.com/kmsfs/kmsfs/volume"
@@ -25,7 +26,8 @@ const (
 	exitCMK        = 6 // no trusted CMK, or it refused, or it cannot be used
 	exitInUse      = 7
 	exitMountpoint = 8
-	exitIO         = 9 // the storage below refused
+	exitIO         = 9  // the storage below refused
+	exitRepaired   = 10 // fsck found faults and has repaired them all
 )
 
 // A failure is an error whose exit code is known where it is made. Lines of its message after the first are hints.
@@ -65,7 +67,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &known):
 		return known.code
-	case errors.As(err, &errno) && slices.Contains(storageErrors(), errno):
+	case errors.As(err, &errno) && slices.Contains(storageErrors(), errno), is(journal.ErrReplay):
 		return exitIO
 	case is(volume.ErrInUse):
 		return exitInUse

@@ -19,9 +19,6 @@ import (
 	"github.com/kmsfs/kmsfs/volume"
 )
 
-// exitRepaired says that there were faults and that none is left.
-const exitRepaired = 10
-
 func fsckCommand() *cli.Command {
 	return &cli.Command{
 		Name:         "fsck",
@@ -56,7 +53,7 @@ func doFsck(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	v, err := openUnlocked(c, args[0], (*volume.Volume).Lock)
+	v, err := openUnlocked(c, args[0], true)
 	if err != nil {
 		return err
 	}
@@ -104,9 +101,9 @@ func doFsck(c *cli.Context) error {
 		if !c.Bool("repair") {
 			hint = "; fsck --repair mends what can be mended, kmsfs recover copies out what is sound"
 		}
-		return codedError{exitDamaged, fmt.Sprintf("%s is damaged: %s%s", v.Dir(), faults(report.Faults-report.Repaired), hint)}
+		return fail(exitDamaged, "%s is damaged: %s%s", v.Dir(), faults(report.Faults-report.Repaired), hint)
 	case report.Faults > 0:
-		return codedError{exitRepaired, fmt.Sprintf("%s was damaged: %s, all repaired", v.Dir(), faults(report.Faults))}
+		return fail(exitRepaired, "%s was damaged: %s, all repaired", v.Dir(), faults(report.Faults))
 	}
 	return nil
 }
@@ -135,13 +132,17 @@ func finishWrites(v *volume.Volume) (*journal.Journal, error) {
 	return journal.Open(v.RootFd(), v.MetaFd(), journal.Options{ReadOnly: true, Logger: quiet})
 }
 
-// openUnlocked opens a volume and unwraps its data key with the CMKs that are trusted for it; lock, if it is not nil, runs before.
-func openUnlocked(c *cli.Context, dir string, lock func(*volume.Volume) error) (_ *volume.Volume, err error) {
+// openUnlocked opens a volume and unwraps its data key with the CMKs that are trusted for it; lock keeps others from using it meanwhile.
+func openUnlocked(c *cli.Context, dir string, lock bool) (_ *volume.Volume, err error) {
 	conf, err := loadConfig(c.String("config"))
 	if err != nil {
 		return nil, err
 	}
-	v, err := volume.Open(dir)
+	t, err := newTrust(c, mountOptions{}, conf)
+	if err != nil {
+		return nil, err
+	}
+	v, err := openVolume(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -150,16 +151,12 @@ func openUnlocked(c *cli.Context, dir string, lock func(*volume.Volume) error) (
 			v.Close()
 		}
 	}()
-	if lock != nil {
-		if err := lock(v); err != nil {
-			return nil, fmt.Errorf("%w; unmount it first", err)
+	if lock {
+		if err := lockVolume(c.Context, v); err != nil {
+			return nil, err
 		}
 	}
-	job := &mountJob{cmks: c.StringSlice("cmk"), fallback: conf.CMK}
-	if err := checkCMKs(job.cmks); err != nil {
-		return nil, err
-	}
-	return v, job.unlock(v)
+	return v, t.unlock(c.Context, v)
 }
 
 // A bar is a progress bar; nil draws nothing.

@@ -151,7 +151,7 @@ func inspectFile(path string, st os.FileInfo) (facts, error) {
 func headerFacts(h *header.Header) (facts, error) {
 	used, err := h.Used()
 	f := facts{
-		FormatVersion: header.Version, ID: h.FileID.String(), Algorithm: h.Algorithm.String(), SegmentSize: h.SegmentSize,
+		FormatVersion: h.FormatVersion(), ID: h.FileID.String(), Algorithm: h.Algorithm.String(), SegmentSize: h.SegmentSize,
 		PlaintextNames: h.PlaintextNames, HeaderSize: h.Size, HeaderUsed: used, KeyID: h.KeyID.String(), Context: h.Context,
 	}
 	for _, e := range h.EDKs {

@@ -50,7 +50,7 @@ func doRecover(c *cli.Context) (err error) {
 			return err
 		}
 	}
-	v, err := openUnlocked(c, dir, nil)
+	v, err := openUnlocked(c, dir, false)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func doRecover(c *cli.Context) (err error) {
 		fmt.Fprintf(c.App.Writer, "%d of %d bytes recovered\n", r.Recovered, r.Size)
 	}
 	if r.Header != "" || len(r.Lost) > 0 {
-		return codedError{exitDamaged, fmt.Sprintf("%s is damaged: %d of %d bytes are in %s", args[0], r.Recovered, r.Size, args[1])}
+		return fail(exitDamaged, "%s is damaged: %d of %d bytes are in %s", args[0], r.Recovered, r.Size, args[1])
 	}
 	return nil
 }
