@@ -171,7 +171,7 @@ func (j *Journal) Checkpoint() (err error) {
 	for _, f := range files {
 		f.op.Lock()
 		j.present.Lock()
-		j.drop(f, false)
+		j.drop(f)
 		j.present.Unlock()
 		f.op.Unlock()
 	}
@@ -183,7 +183,7 @@ func (j *Journal) saveAll(files []*File) error {
 	for _, f := range files {
 		f.op.Lock()
 		var err error
-		if f.pending() || f.growing {
+		if f.pending() || f.growing || f.changed && f.closed.Load() {
 			err = f.save(true)
 		}
 		f.op.Unlock()

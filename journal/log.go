@@ -27,7 +27,7 @@ type log struct {
 	generation atomic.Uint64
 	pos        atomic.Int64 // where the next record goes
 	sequence   uint64       // of the next record
-	allocated  int64        // bytes that have space below
+	allocated  int64        // bytes that have space below, and have been written once: syncing them again changes no metadata
 
 	syncing sync.Mutex // held over fdatasync
 	synced  int64      // bytes of this generation that are durable; guarded by syncing
@@ -130,9 +130,19 @@ func (l *log) reserve(n int64) error {
 		return nil
 	}
 	end := (pos + n + 1<<20) &^ (1<<20 - 1)
-	err := l.disk.Preallocate(0, end)
+	zeros := make([]byte, 64<<10)
+	size, err := l.disk.Size()
+	if err != nil {
+		return err
+	}
+	err = l.disk.Preallocate(0, end)
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return err
+	}
+	for off := size; off < end; off += int64(len(zeros)) {
+		if _, err := l.disk.WriteAt(zeros[:min(end-off, int64(len(zeros)))], off); err != nil {
+			return err
+		}
 	}
 	l.allocated = end
 	return nil

@@ -267,20 +267,20 @@ func (f *File) Release() error {
 	}
 	f.j.idle++
 	f.closed.Store(true)
-	f.j.drop(f, err != nil)
+	f.j.drop(f)
 	if f.j.idle > maxIdle {
 		f.j.hurry()
 	}
 	return err
 }
 
-// drop closes f if nobody has it open and nothing of it is on its way; lost says that its changes cannot be saved. f.op is
-// held, and present for writing.
-func (j *Journal) drop(f *File, lost bool) {
+// drop closes f if nobody has it open and nothing of it is on its way; what could not be saved is tried again by checkpoints. f.op is held, and
+// present for writing.
+func (j *Journal) drop(f *File) {
 	if f.refs > 0 || j.files[f.id] != f {
 		return
 	}
-	if !lost && (f.pending() || f.changed || f.growing || f.unsynced) && !f.deleted() {
+	if (f.pending() || f.changed || f.growing || f.unsynced) && !f.deleted() {
 		return
 	}
 	j.mu.Lock()
@@ -308,7 +308,7 @@ func (j *Journal) Unlinked(id Inode) {
 	defer f.op.Unlock()
 	j.present.Lock()
 	defer j.present.Unlock()
-	j.drop(f, false)
+	j.drop(f)
 }
 
 // Empty cuts the file to nothing in place: nothing in it was promised. It must have no changes.
