@@ -6,7 +6,7 @@ BIN     ?= bin
 BUILD   ?= -trimpath
 TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
-LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./fsck
+LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./fsck
 
 .PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
 
@@ -45,7 +45,7 @@ race:
 
 # The tests drive the built binary on real mounts; they need root and FUSE.
 integration:
-	$(GO) test -count=1 -timeout 10m ./integration/...
+	$(GO) test -count=1 -timeout 25m ./integration/...
 
 # KMSFS_CUTS power cuts of each kind, from KMSFS_SEED; KMSFS_KEEP=DIR keeps what led to a loss.
 powercut: export KMSFS_CUTS ?= 10000

@@ -21,10 +21,11 @@ import (
 
 func fsckCommand() *cli.Command {
 	return &cli.Command{
-		Name:         "fsck",
-		Usage:        "verify every byte of an unmounted volume",
-		ArgsUsage:    "CIPHERDIR",
-		OnUsageError: usageError,
+		Name:            "fsck",
+		Usage:           "verify every byte of an unmounted volume",
+		ArgsUsage:       "CIPHERDIR",
+		HideHelpCommand: true,
+		OnUsageError:    usageError,
 		Description: "Exit codes: 0 all is sound, 4 something is damaged, 10 all that was damaged is repaired, 7 the volume is in use.\n" +
 			"What a crash leaves behind and nothing refers to is reported, and does not count.",
 		Flags: []cli.Flag{

@@ -16,10 +16,11 @@ import (
 
 func recoverCommand() *cli.Command {
 	return &cli.Command{
-		Name:         "recover",
-		Usage:        "copy out of a damaged ciphertext file all that still authenticates",
-		ArgsUsage:    "SRC DST",
-		OnUsageError: usageError,
+		Name:            "recover",
+		Usage:           "copy out of a damaged ciphertext file all that still authenticates",
+		ArgsUsage:       "SRC DST",
+		HideHelpCommand: true,
+		OnUsageError:    usageError,
 		Description: "SRC is a ciphertext file, DST a file that must not exist. Zeros stand for what is lost; the lost ranges are printed.\n" +
 			"Exit codes: 0 all of it is sound, 4 something is lost.",
 		Flags: []cli.Flag{
