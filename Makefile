@@ -40,8 +40,10 @@ check:
 unit:
 	$(GO) test $(LIBRARIES) ./fs ./cmd/...
 
+# What runs side by side; the rest of blockcrypt takes minutes under the race detector, and is sequential.
 race:
-	$(GO) test -race $(LIBRARIES)
+	$(GO) test -race $(filter-out ./blockcrypt,$(LIBRARIES))
+	$(GO) test -race -run Concurrent ./blockcrypt
 
 # The tests drive the built binary on real mounts; they need root and FUSE.
 integration:
