@@ -19,6 +19,7 @@ const inside = "KMSFS_POWERCUT_INSIDE"
 // TestMain runs the tests again as the first process of new mount and process namespaces, so that whatever happens to them no mount, loop
 // device or daemon is left behind.
 func TestMain(m *testing.M) {
+	ServeImage()
 	if dir := os.Getenv(inside); dir != "" {
 		if err := prepare(dir); err != nil {
 			fmt.Fprintln(os.Stderr, "powercut:", err)

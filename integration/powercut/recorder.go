@@ -8,14 +8,17 @@
 package powercut
 
 import (
-	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"sync"
-	"syscall"
+	"sync/atomic"
+	"time"
+	"unsafe"
 
-	"github.com/hanwen/go-fuse/v2/fs"
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,39 +31,47 @@ type record struct {
 	data []byte
 }
 
-// A Recorder serves an image file and records what is done to it.
+// A Recorder has an image file served and what is done to it recorded, by a process of its own. That process uses nothing that lies
+// on the image, so it can always be killed, and then whoever waits for the image gets EIO. A server in the tests' own process could not
+// be: a thread of theirs that waits for the image would keep it half alive for ever, and with it the loop device, at whose file
+// everybody who lists loop devices would hang.
 type Recorder struct {
-	image *os.File
-	size  int64
-	srv   *fuse.Server
-	dir   string
-
-	mu      sync.Mutex
-	records []record // guarded by mu
+	dir      string
+	records  string // path of the file of records
+	position *position
+	server   *exec.Cmd
+	gone     chan struct{} // closed when the server has ended
+	dog      *time.Timer
 }
 
-// NewRecorder serves the image as a file, at Path, in dir, which must be empty.
+// NewRecorder serves the image as a file, at Path, in dir, which must be empty. The executable must call [ServeImage] first of all.
 func NewRecorder(image, dir string) (*Recorder, error) {
-	f, err := os.OpenFile(image, os.O_RDWR, 0)
-	if err != nil {
+	r := &Recorder{dir: dir, records: image + ".records", gone: make(chan struct{})}
+	var err error
+	if r.position, err = openPosition(r.records, os.O_CREATE|os.O_TRUNC); err != nil {
 		return nil, err
 	}
-	st, err := f.Stat()
+	ready, w, err := os.Pipe()
 	if err != nil {
-		f.Close()
-		return nil, err
+		return nil, errors.Join(err, r.position.close())
 	}
-	r := &Recorder{image: f, size: st.Size(), dir: dir}
-	root := &fs.Inode{}
-	r.srv, err = fs.Mount(dir, root, &fs.Options{
-		MountOptions: fuse.MountOptions{DirectMount: true, FsName: "powercut", Name: "powercut", MaxWrite: 1 << 20},
-		OnAdd: func(ctx context.Context) {
-			root.AddChild("image", root.NewPersistentInode(ctx, &imageFile{r: r}, fs.StableAttr{Mode: fuse.S_IFREG}), true)
-		},
-	})
+	defer ready.Close()
+	r.server = exec.Command("/proc/self/exe")
+	r.server.Env = append(os.Environ(), imageToServe+"="+image, imageServedIn+"="+dir)
+	r.server.Stderr, r.server.ExtraFiles = os.Stderr, []*os.File{w}
+	err = r.server.Start()
+	w.Close()
 	if err != nil {
-		f.Close()
-		return nil, err
+		return nil, errors.Join(err, r.position.close())
+	}
+	go func() {
+		_ = r.server.Wait()
+		close(r.gone)
+	}()
+	// A system call that waits for the image ends when its server does.
+	r.dog = time.AfterFunc(patience, func() { _ = r.server.Process.Kill() })
+	if _, err := io.ReadFull(ready, make([]byte, 1)); err != nil {
+		return nil, errors.Join(errors.New("the image is not served"), r.Close())
 	}
 	return r, nil
 }
@@ -69,110 +80,75 @@ func NewRecorder(image, dir string) (*Recorder, error) {
 func (r *Recorder) Path() string { return filepath.Join(r.dir, "image") }
 
 // Position is the number of writes and flushes so far.
-func (r *Recorder) Position() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.records)
+func (r *Recorder) Position() int { return int(r.position.count.Load()) }
+
+// Records lists the writes and flushes so far.
+func (r *Recorder) Records() ([]record, error) {
+	n := r.Position()
+	b, err := os.ReadFile(r.records)
+	if err != nil {
+		return nil, err
+	}
+	records := make([]record, 0, n)
+	for b = b[blockSize:]; len(records) < n; {
+		if len(b) < recordHeader {
+			return nil, fmt.Errorf("%s ends at record %d of %d", r.records, len(records), n)
+		}
+		rec := record{off: int64(binary.LittleEndian.Uint64(b))}
+		size := int(binary.LittleEndian.Uint64(b[8:]))
+		b = b[recordHeader:]
+		if size > 0 {
+			rec.data = b[:size:size]
+		}
+		records, b = append(records, rec), b[size:]
+	}
+	return records, nil
 }
 
 // Close stops to serve the image. Nothing may use it any more.
 func (r *Recorder) Close() error {
 	err := unix.Unmount(r.dir, unix.MNT_DETACH)
-	if err == nil {
-		r.srv.Wait()
+	if errors.Is(err, unix.EINVAL) {
+		err = nil // it never was mounted
 	}
-	r.image.Close()
-	return err
-}
-
-// zeroes writes zeroes, which is what discarding and zeroing come to.
-func (r *Recorder) zeroes(off, size int64) error {
-	buf := make([]byte, blockSize)
-	for end := min(off+size, r.size); off < end; {
-		n := min(blockSize-off%blockSize, end-off)
-		if err := r.write(buf[:n], off); err != nil {
-			return err
-		}
-		off += n
+	select {
+	case <-r.gone:
+	case <-time.After(patience / 4):
+		_ = r.server.Process.Kill()
+		<-r.gone
+		err = errors.Join(err, errors.New("the image's server did not end after the unmount"))
 	}
-	return nil
-}
-
-func (r *Recorder) write(data []byte, off int64) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, err := r.image.WriteAt(data, off); err != nil {
-		return err
+	if !r.dog.Stop() {
+		err = errors.Join(err, errors.New("the image was in use for too long"))
 	}
-	kept := append([]byte(nil), data...)
-	for len(kept) > 0 {
-		n := min(blockSize-off%blockSize, int64(len(kept)))
-		r.records = append(r.records, record{off, kept[:n:n]})
-		kept, off = kept[n:], off+n
+	return errors.Join(err, r.position.close(), os.Remove(r.records))
+}
+
+// recordHeader is the length of what precedes a record's data in the file: its offset and its length, 8 bytes each.
+const recordHeader = 16
+
+// A position is the number of records, in the first block of their file, which the recorder and its server map.
+type position struct {
+	file  *os.File
+	page  []byte
+	count *atomic.Int64
+}
+
+func openPosition(path string, flags int) (*position, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|flags, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	return nil
-}
-
-func (r *Recorder) flush() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.records = append(r.records, record{})
-}
-
-// imageFile is the file that the recorder serves. The kernel's loop driver turns a flush of the device, and the second half of a
-// forced write, into fsync.
-type imageFile struct {
-	fs.Inode
-	r *Recorder
-}
-
-var (
-	_ fs.NodeOpener    = (*imageFile)(nil)
-	_ fs.NodeReader    = (*imageFile)(nil)
-	_ fs.NodeWriter    = (*imageFile)(nil)
-	_ fs.NodeFsyncer   = (*imageFile)(nil)
-	_ fs.NodeAllocater = (*imageFile)(nil)
-	_ fs.NodeGetattrer = (*imageFile)(nil)
-)
-
-func (f *imageFile) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	return nil, fuse.FOPEN_DIRECT_IO, 0
-}
-
-func (f *imageFile) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Mode, out.Size, out.Blksize = fuse.S_IFREG|0o600, uint64(f.r.size), blockSize
-	return 0
-}
-
-func (f *imageFile) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	n, err := f.r.image.ReadAt(dest, off)
-	if n == 0 && err != nil && off < f.r.size {
-		return nil, syscall.EIO
+	if err := f.Truncate(blockSize); err != nil {
+		f.Close()
+		return nil, err
 	}
-	return fuse.ReadResultData(dest[:n]), 0
+	page, err := unix.Mmap(int(f.Fd()), 0, blockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &position{file: f, page: page, count: (*atomic.Int64)(unsafe.Pointer(&page[0]))}, nil
 }
 
-func (f *imageFile) Write(_ context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
-	if off+int64(len(data)) > f.r.size {
-		return 0, syscall.ENOSPC
-	}
-	if f.r.write(data, off) != nil {
-		return 0, syscall.EIO
-	}
-	return uint32(len(data)), 0
-}
-
-func (f *imageFile) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
-	f.r.flush()
-	return 0
-}
-
-func (f *imageFile) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
-	if mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) == 0 {
-		return syscall.EOPNOTSUPP
-	}
-	if f.r.zeroes(int64(off), int64(size)) != nil {
-		return syscall.EIO
-	}
-	return 0
-}
+func (p *position) close() error { return errors.Join(unix.Munmap(p.page), p.file.Close()) }

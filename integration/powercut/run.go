@@ -51,8 +51,10 @@ func (s stack) record(formatted, dir string, rng *rand.Rand, program func(*workl
 	if e := m.unmount(); e != nil {
 		err = errors.Join(err, e)
 	}
-	rec.records, rec.history = r.records, w.history
-	return rec, err
+	rec.history = w.history
+	records, e := r.Records()
+	rec.records = records
+	return rec, errors.Join(err, e)
 }
 
 // A cut is a power cut and what came of it.
@@ -134,15 +136,16 @@ func (rec *recording) cutAgain(image, dir string, seed [2]uint64) error {
 	} else {
 		err = nil // the check will say so
 	}
-	if err = errors.Join(err, r.Close()); err != nil {
+	records, e := r.Records()
+	if err = errors.Join(err, e, r.Close()); err != nil {
 		return err
 	}
-	cutter, err := NewCutter(image, filepath.Join(dir, "again"), r.records)
+	cutter, err := NewCutter(image, filepath.Join(dir, "again"), records)
 	if err != nil {
 		return err
 	}
 	rng := rand.New(rand.NewPCG(seed[1], seed[0]))
-	return errors.Join(cutter.Cut(rng.IntN(len(r.records)+1), image, rng), cutter.Close())
+	return errors.Join(cutter.Cut(rng.IntN(len(records)+1), image, rng), cutter.Close())
 }
 
 // check mounts the image and compares it with what was promised.

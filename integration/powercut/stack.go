@@ -14,7 +14,7 @@ import (
 )
 
 // patience bounds every command and mount, far above what a slow machine needs: nothing may hang.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // A stack is a filesystem on a device with, perhaps, an encrypting one on top.
 type stack struct {
