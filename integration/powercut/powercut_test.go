@@ -91,6 +91,24 @@ func randomly(t *testing.T, kind stack, n int) (bad []cut) {
 	return bad
 }
 
+// cutRandomly cuts the power n times at places of a record from a position on and returns the cuts that left faults.
+func cutRandomly(t *testing.T, rec *recording, dir string, rng *rand.Rand, from, n int) []cut {
+	t.Helper()
+	positions := make([]int, n)
+	for i := range positions {
+		positions[i] = from + rng.IntN(len(rec.records)+1-from)
+	}
+	started := time.Now()
+	rec.progress = func(done int) {
+		if done%100 == 0 {
+			t.Logf("%s: %d of %d cuts, %v", rec.stack, done, n, time.Since(started).Round(time.Second))
+		}
+	}
+	cuts, err := rec.cuts(dir, positions, seed(t))
+	must(t, err)
+	return faulty(t, rec, cuts)
+}
+
 // faulty picks the cuts with faults, and keeps their images in KMSFS_KEEP, if set.
 func faulty(t *testing.T, rec *recording, cuts []cut) (bad []cut) {
 	for _, c := range cuts {

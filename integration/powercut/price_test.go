@@ -99,7 +99,7 @@ func TestPrice(t *testing.T) {
 			return 16 << 20, 1, w.write(f, 0, 16<<20, true)
 		}},
 		{"SQLite WAL, 60 commits", prepare(0), func(w *workload) (int, int, error) {
-			committed, err := transactions(w, "wal")
+			committed, err := transactions(w, "wal", "FULL")
 			return 0, len(committed), err
 		}},
 	}

@@ -20,8 +20,13 @@ type recording struct {
 	base    string // the image before the run
 	records []record
 	history *history
-	log     string                            // path of the list of operations
-	examine func(top string, cut int) []fault // default: compare with the history, then see that all can be used
+	log     string // path of the list of operations
+
+	// examine looks for faults after a cut, with a directory of its own for what it needs; by default, it compares with the history, then
+	// sees that all can be used.
+	examine  func(top, dir string, cut int) []fault
+	recover  func(top, dir string) // what runs when power fails again, if anything
+	progress func(done int)        // hears how many cuts are done, if not nil
 }
 
 // record runs a program on a copy of the formatted image, in dir.
@@ -81,11 +86,11 @@ func (rec *recording) cuts(dir string, positions []int, seed uint64) ([]cut, err
 		cuts[i] = cut{position: position, seed: [2]uint64{seed, uint64(i)}}
 	}
 	group, ctx := errgroup.WithContext(context.Background())
-	var mu sync.Mutex // guards next and cutter
-	next := 0
+	var mu sync.Mutex // guards next, done and cutter
+	next, done := 0, 0
 	for i := range 2 {
 		place := filepath.Join(dir, fmt.Sprint("cut", i))
-		if err := os.MkdirAll(place, 0o700); err != nil {
+		if err := os.MkdirAll(place, 0o711); err != nil {
 			return nil, err
 		}
 		take := func(image string) (*cut, error) {
@@ -96,6 +101,13 @@ func (rec *recording) cuts(dir string, positions []int, seed uint64) ([]cut, err
 			}
 			next++
 			return &cuts[next-1], cuts[next-1].make(cutter, image)
+		}
+		finished := func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if done++; rec.progress != nil {
+				rec.progress(done)
+			}
 		}
 		group.Go(func() error {
 			image := filepath.Join(place, "image")
@@ -113,6 +125,7 @@ func (rec *recording) cuts(dir string, positions []int, seed uint64) ([]cut, err
 				if c.faults, err = rec.check(image, place, c.position); err != nil {
 					return err
 				}
+				finished()
 			}
 		})
 	}
@@ -132,6 +145,9 @@ func (rec *recording) cutAgain(image, dir string, seed [2]uint64) error {
 	}
 	m, err := rec.stack.mount(r.Path(), dir)
 	if err == nil {
+		if rec.recover != nil {
+			rec.recover(m.top, dir)
+		}
 		err = m.unmount()
 	} else {
 		err = nil // the check will say so
@@ -155,7 +171,7 @@ func (rec *recording) check(image, dir string, position int) ([]fault, error) {
 		return []fault{{Kind: lostName, Path: "/", Detail: "does not mount: " + err.Error()}}, nil
 	}
 	if rec.examine != nil {
-		return rec.examine(m.top, position), m.unmount()
+		return rec.examine(m.top, dir, position), m.unmount()
 	}
 	faults := rec.history.check(m.top, position)
 	if len(faults) == 0 {
