@@ -16,8 +16,8 @@ import (
 // inside is set in the process that runs the tests.
 const inside = "KMSFS_POWERCUT_INSIDE"
 
-// TestMain runs the tests again as the first process of new mount and process namespaces, so that whatever happens to them no mount, loop
-// device or daemon is left behind.
+// TestMain runs the tests again as the first process of new mount, process and IPC namespaces, so that whatever happens to them no
+// mount, loop device, daemon or shared memory is left behind.
 func TestMain(m *testing.M) {
 	ServeImage()
 	if dir := os.Getenv(inside); dir != "" {
@@ -34,6 +34,10 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
+		if err := os.Chmod(dir, 0o711); err != nil { // servers that are not root get through
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "kmsfs"), "../../cmd/kmsfs").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 			return 1
@@ -43,7 +47,7 @@ func TestMain(m *testing.M) {
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		runtime.LockOSThread() // the signal comes when the thread ends
 		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+			Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWIPC, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
 		}
 		err = cmd.Run()
 		var exit *exec.ExitError
@@ -61,10 +65,10 @@ func prepare(dir string) error {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
 	work := filepath.Join(dir, "work")
-	if err := os.Mkdir(work, 0o700); err != nil {
+	if err := os.Mkdir(work, 0o711); err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", work, "tmpfs", 0, "size=75%,mode=0700"); err != nil {
+	if err := unix.Mount("tmpfs", work, "tmpfs", 0, "size=75%,mode=0711"); err != nil {
 		return fmt.Errorf("mount %s: %w", work, err)
 	}
 	return nil

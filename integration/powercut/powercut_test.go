@@ -45,12 +45,19 @@ func workdir(t testing.TB) string {
 // newStack is a formatted stack and its image.
 func newStack(t testing.TB, backing, crypt string) (s stack, image string) {
 	t.Helper()
+	s = stack{backing: backing, crypt: crypt}
+	return s, build(t, &s)
+}
+
+// build formats a stack, and notes in it where its parts are.
+func build(t testing.TB, s *stack) (image string) {
+	t.Helper()
 	dir := workdir(t)
-	s = stack{backing: backing, crypt: crypt, binary: filepath.Join(os.Getenv(inside), "kmsfs"), secret: filepath.Join(dir, "secret")}
+	s.binary, s.secret = filepath.Join(os.Getenv(inside), "kmsfs"), filepath.Join(dir, "secret")
 	must(t, os.Mkdir(s.secret, 0o700))
 	image = filepath.Join(dir, "formatted")
 	must(t, s.format(image, dir))
-	return s, image
+	return image
 }
 
 const (

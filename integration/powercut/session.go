@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -58,7 +59,9 @@ func (s *session) do(sql string) (rows []string, err error) {
 // failed says why a client has ended.
 func (s *session) failed(sql string) error {
 	err := s.close()
-	return fmt.Errorf("%s ended at %.60q: %v: %.500s", s.cmd.Args[0], sql, err, s.errors.String())
+	said := strings.TrimSpace(s.errors.String())
+	said = said[strings.LastIndexByte(said, '\n')+1:] // some repeat the statement before
+	return fmt.Errorf("%s ended at %.60q: %v: %s", s.cmd.Args[0], sql, err, said)
 }
 
 // close ends the client.

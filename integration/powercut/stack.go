@@ -1,6 +1,7 @@
 package powercut
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,8 @@ type stack struct {
 	backing string // ext4 or xfs
 	crypt   string // kmsfs, gocryptfs or empty
 	binary  string // kmsfs
+	size    int64  // of the device, in bytes; 0 for little
+	shared  bool   // with all users
 	secret  string // directory of the CMK, the configuration and the password, which no power cut touches
 }
 
@@ -33,10 +36,10 @@ func (s stack) String() string {
 
 // format makes image, with the filesystem and an empty encrypted one in it; dir is for mounting.
 func (s stack) format(image, dir string) error {
-	size := int64(64 << 20)
+	size := cmp.Or(s.size, 64<<20)
 	mkfs := []string{"mkfs.ext4", "-q", "-F", "-b", "4096", "-J", "size=4", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", image}
 	if s.backing == "xfs" {
-		size = 300 << 20 // the least that mkfs.xfs takes
+		size = max(size, 300<<20) // the least that mkfs.xfs takes
 		mkfs = []string{"mkfs.xfs", "-q", "-f", "-K", "-s", "size=4096", image}
 	}
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
@@ -95,7 +98,11 @@ func (s stack) mount(image, dir string) (*mounted, error) {
 	if err := os.MkdirAll(m.top, 0o700); err != nil {
 		return nil, errors.Join(err, m.unmount())
 	}
-	args := []string{s.binary, "mount", "--foreground", cipher, m.top}
+	args := []string{s.binary, "mount", "--foreground"}
+	if s.shared {
+		args = append(args, "-o", "allow_other")
+	}
+	args = append(args, cipher, m.top)
 	if s.crypt == "gocryptfs" {
 		args = []string{"gocryptfs", "-fg", "-q", "-nosyslog", "-passfile", filepath.Join(s.secret, "password"), cipher, m.top}
 	}
