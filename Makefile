@@ -8,7 +8,7 @@ TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
 LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./fsck
 
-.PHONY: all build deps demo test check unit race integration bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
+.PHONY: all build deps deps-databases demo test check unit race integration bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
 
 all: build
 
@@ -26,12 +26,15 @@ $(BIN)/kmsfs.1: docs/kmsfs.1.md go.mod
 deps:
 	@./scripts/deps.sh
 
+deps-databases:
+	@./scripts/deps-databases.sh
+
 # The demo's CMK is local, so it does without the SDKs of the cloud providers, whose compilation takes longest.
 demo: deps
 	$(GO) build -tags 'noalibaba,nohuawei' -o $(BIN)/demo/kmsfs ./cmd/kmsfs
 	@./scripts/demo.sh $(BIN)/demo/kmsfs
 
-test: deps check unit race bench-check integration
+test: deps deps-databases check unit race bench-check integration
 
 check:
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
@@ -49,9 +52,10 @@ race:
 integration:
 	$(GO) test -count=1 -timeout 25m ./integration/...
 
-# KMSFS_CUTS power cuts of each kind, from KMSFS_SEED; KMSFS_KEEP=DIR keeps what led to a loss.
+# KMSFS_CUTS power cuts of each kind, KMSFS_DB_CUTS under each database server, from KMSFS_SEED; KMSFS_KEEP=DIR keeps what led to a loss.
 powercut: export KMSFS_CUTS ?= 10000
-powercut:
+powercut: export KMSFS_DB_CUTS ?= 500
+powercut: deps-databases
 	cd integration/powercut && $(GO) test -count=1 -v -timeout 0 .
 
 # What durability costs, docs/durability-price.md.
