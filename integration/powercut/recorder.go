@@ -15,7 +15,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -59,15 +61,22 @@ func NewRecorder(image, dir string) (*Recorder, error) {
 	r.server = exec.Command("/proc/self/exe")
 	r.server.Env = append(os.Environ(), imageToServe+"="+image, imageServedIn+"="+dir)
 	r.server.Stderr, r.server.ExtraFiles = os.Stderr, []*os.File{w}
-	err = r.server.Start()
+	r.server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the signal comes when the thread ends, which waits for nothing on the image
+		defer close(r.gone)
+		err := r.server.Start()
+		started <- err
+		if err == nil {
+			_ = r.server.Wait()
+		}
+	}()
+	err = <-started
 	w.Close()
 	if err != nil {
 		return nil, errors.Join(err, r.position.close())
 	}
-	go func() {
-		_ = r.server.Wait()
-		close(r.gone)
-	}()
 	// A system call that waits for the image ends when its server does.
 	r.dog = time.AfterFunc(patience, func() { _ = r.server.Process.Kill() })
 	if _, err := io.ReadFull(ready, make([]byte, 1)); err != nil {
