@@ -64,7 +64,7 @@ func serve(image, dir string, ready *os.File) error {
 	s.records = bufio.NewWriterSize(s.position.file, 1<<20)
 	root := &fs.Inode{}
 	srv, err := fs.Mount(dir, root, &fs.Options{
-		MountOptions: fuse.MountOptions{DirectMount: true, FsName: "powercut", Name: "powercut", MaxWrite: 1 << 20},
+		MountOptions: fuse.MountOptions{DirectMount: true, FsName: "powercut", Name: "powercut", MaxWrite: 1 << 20, DisableSplice: true},
 		OnAdd: func(ctx context.Context) {
 			root.AddChild("image", root.NewPersistentInode(ctx, &imageFile{s: s}, fs.StableAttr{Mode: fuse.S_IFREG}), true)
 		},
