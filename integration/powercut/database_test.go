@@ -281,7 +281,7 @@ func (h host) cut(t *testing.T, s stack, formatted string, n int) {
 		}
 		return faults
 	}
-	rec.recover = func(top, dir string) {
+	rec.recovery = func(top, dir string) {
 		h, err := h.at(dir)
 		if err != nil {
 			return // as the examination will say

@@ -25,7 +25,7 @@ type recording struct {
 	// examine looks for faults after a cut, with a directory of its own for what it needs; by default, it compares with the history, then
 	// sees that all can be used.
 	examine  func(top, dir string, cut int) []fault
-	recover  func(top, dir string) // what runs when power fails again, if anything
+	recovery func(top, dir string) // what runs when power fails again, if anything
 	progress func(done int)        // hears how many cuts are done, if not nil
 }
 
@@ -145,8 +145,8 @@ func (rec *recording) cutAgain(image, dir string, seed [2]uint64) error {
 	}
 	m, err := rec.stack.mount(r.Path(), dir)
 	if err == nil {
-		if rec.recover != nil {
-			rec.recover(m.top, dir)
+		if rec.recovery != nil {
+			rec.recovery(m.top, dir)
 		}
 		err = m.unmount()
 	} else {
