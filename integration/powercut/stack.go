@@ -69,7 +69,7 @@ func (s stack) format(image, dir string) error {
 				run(nil, "gocryptfs", "-init", "-q", "-scryptn", "10", "-passfile", filepath.Join(s.secret, "password"), cipher))
 		}
 	}
-	return errors.Join(err, unix.Unmount(lower, 0))
+	return errors.Join(err, unmount(lower))
 }
 
 func (s stack) env() []string { return append(os.Environ(), "KMSFS_CONFIG_DIR="+s.secret) }
@@ -161,9 +161,7 @@ func (m *mounted) kill() {
 // unmount takes the stack down, by force where it must.
 func (m *mounted) unmount() (err error) {
 	if m.daemon != nil {
-		for end := time.Now().Add(patience / 4); unix.Unmount(m.top, 0) == unix.EBUSY && time.Now().Before(end); {
-			time.Sleep(time.Millisecond) // gocryptfs opens a file of its own just after it has mounted
-		}
+		_ = unmount(m.top) // the daemon may be gone already
 		select {
 		case <-m.gone:
 		case <-time.After(patience / 4):
@@ -173,10 +171,24 @@ func (m *mounted) unmount() (err error) {
 		}
 		m.dog.Stop()
 	}
-	if e := unix.Unmount(m.lower, 0); e != nil {
+	if e := unmount(m.lower); e != nil {
 		err = errors.Join(err, e, unix.Unmount(m.lower, unix.MNT_DETACH))
 	}
 	return err
+}
+
+// unmount unmounts a filesystem once nobody uses it. A process that another goroutine is about to start has for a moment all files of
+// this one open, and gocryptfs opens a file of its own just after it has mounted.
+func unmount(dir string) error {
+	for end := time.Now().Add(patience / 4); ; time.Sleep(time.Millisecond) {
+		err := unix.Unmount(dir, 0)
+		if err == nil {
+			return nil
+		}
+		if err != unix.EBUSY || time.Now().After(end) {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
 }
 
 // mountImage mounts the filesystem in a file on a loop device, as a machine does that comes up again.
