@@ -29,11 +29,13 @@ type engine interface {
 	verify(dir string, db *session) []fault
 }
 
-// TestPostgreSQL and TestMariaDB: whatever ends at any moment, the machine, the daemon or the server, the database must be whole
-// afterwards and have every transaction whose COMMIT had returned.
+// TestPostgreSQL ends the machine, the server or the daemon under it at any moment.
 func TestPostgreSQL(t *testing.T) { testDatabase(t, newPostgreSQL(t)) }
-func TestMariaDB(t *testing.T)    { testDatabase(t, mariaDB{}) }
 
+// TestMariaDB does the same to MariaDB.
+func TestMariaDB(t *testing.T) { testDatabase(t, mariaDB{}) }
+
+// testDatabase sees that whatever ends, the database is whole afterwards and has every transaction whose COMMIT had returned.
 func testDatabase(t *testing.T, e engine) {
 	nobody := unprivileged(t)
 	s := stack{backing: "ext4", crypt: "kmsfs", size: 192 << 20, shared: true}
