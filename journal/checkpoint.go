@@ -3,8 +3,6 @@ package journal
 import (
 	"errors"
 	"fmt"
-
-	"golang.org/x/sys/unix"
 )
 
 // maxSyncs is how many files a checkpoint syncs one by one before it syncs the whole file system instead.
@@ -17,7 +15,7 @@ func (j *Journal) write(r *record, reserved int64, force bool) (position, error)
 	if j.failed != nil {
 		return position{}, j.failed
 	}
-	if l := j.logs[j.active]; l.pos.Load() >= logLimit && !force {
+	if l := j.logs[j.active]; l.pos.Load() >= j.limits.log && !force {
 		if j.draining {
 			return position{}, errFull
 		}
@@ -77,7 +75,7 @@ func (j *Journal) reserve() error {
 	switch {
 	case j.failed != nil:
 		return j.failed
-	case j.stuck != nil && j.reserved > logLimit:
+	case j.stuck != nil && j.reserved > j.limits.log:
 		return j.stuck
 	}
 	for _, l := range j.logs {
@@ -227,7 +225,7 @@ func (j *Journal) syncAll(files []*File) error {
 		f.op.Unlock()
 	}
 	if len(fds) > maxSyncs {
-		if err := unix.Syncfs(j.root); err != nil {
+		if err := j.disk().syncAll(); err != nil {
 			return err
 		}
 	}
@@ -235,7 +233,7 @@ func (j *Journal) syncAll(files []*File) error {
 		f.op.Lock()
 		var err error
 		if len(fds) <= maxSyncs {
-			err = again(func() error { return unix.Fdatasync(f.fd) })
+			err = f.disk.syncData()
 		}
 		if err == nil {
 			f.unsynced = false

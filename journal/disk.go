@@ -7,7 +7,10 @@ import (
 )
 
 // A disk is the descriptor of a file. Interrupted calls are repeated.
-type disk struct{ fd int }
+type disk struct {
+	kernel kernel
+	fd     int
+}
 
 // again repeats a system call that a signal interrupted.
 func again(call func() error) error {
@@ -38,7 +41,7 @@ func (d disk) ReadAt(p []byte, off int64) (n int, err error) {
 // WriteAt implements [io.WriterAt].
 func (d disk) WriteAt(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
-		m, err := unix.Pwrite(d.fd, p[n:], off+int64(n))
+		m, err := d.kernel.pwrite(d.fd, p[n:], off+int64(n))
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
@@ -54,7 +57,7 @@ func (d disk) WriteAt(p []byte, off int64) (n int, err error) {
 
 // Truncate changes the size.
 func (d disk) Truncate(size int64) error {
-	return again(func() error { return unix.Ftruncate(d.fd, size) })
+	return again(func() error { return d.kernel.ftruncate(d.fd, size) })
 }
 
 // Size returns the size in bytes.
@@ -67,7 +70,7 @@ func (d disk) Size() (int64, error) {
 // PunchHole zeroes a range and frees its space; where the file system cannot free, it writes zeros.
 func (d disk) PunchHole(off, n int64) error {
 	err := again(func() error {
-		return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+		return d.kernel.fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	})
 	if err != unix.EOPNOTSUPP {
 		return err
@@ -85,7 +88,7 @@ func (d disk) PunchHole(off, n int64) error {
 
 // Preallocate reserves space, without a change of size.
 func (d disk) Preallocate(off, n int64) error {
-	return again(func() error { return unix.Fallocate(d.fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
+	return again(func() error { return d.kernel.fallocate(d.fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
 }
 
 // SeekData returns the next offset that may hold data, io.EOF if there is none.
@@ -103,10 +106,27 @@ func (d disk) SeekData(off int64) (int64, error) {
 // writeOut waits until all dirty pages have been written. It does not make them durable: what the file system commits afterwards does, because
 // its commit flushes the device first.
 func (d disk) writeOut() error {
-	const flags = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
-	err := again(func() error { return unix.SyncFileRange(d.fd, 0, 0, flags) })
+	err := again(func() error { return d.kernel.writeOut(d.fd) })
 	if err == unix.ESPIPE || err == unix.ENOSYS || err == unix.EOPNOTSUPP {
-		return again(func() error { return unix.Fdatasync(d.fd) })
+		return d.syncData()
+	}
+	return err
+}
+
+// sync makes content and attributes durable.
+func (d disk) sync() error { return again(func() error { return d.kernel.fsync(d.fd) }) }
+
+// syncData makes the content durable.
+func (d disk) syncData() error { return again(func() error { return d.kernel.fdatasync(d.fd) }) }
+
+// syncAll makes durable all that is on the file system.
+func (d disk) syncAll() error { return again(func() error { return d.kernel.syncfs(d.fd) }) }
+
+// unmark takes the mark off.
+func (d disk) unmark() error {
+	err := again(func() error { return d.kernel.removeMark(d.fd) })
+	if err == unix.ENODATA {
+		return nil
 	}
 	return err
 }

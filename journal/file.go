@@ -83,7 +83,7 @@ func (j *Journal) Open(fd int, id Inode, size int64, writable bool, path func() 
 		return f
 	}
 	f := &File{
-		j: j, id: id, fd: fd, disk: disk{fd}, writable: writable, refs: 1,
+		j: j, id: id, fd: fd, disk: disk{j.kernel, fd}, writable: writable, refs: 1,
 		direct: size == 0, size: size, base: size, durable: size, keep: math.MaxInt64,
 	}
 	f.path.Store(&path)
@@ -126,12 +126,12 @@ func (f *File) end() (full bool) {
 	if f.direct {
 		return false
 	}
-	if !f.growing && f.size-f.durable > growInMemory {
+	if !f.growing && f.size-f.durable > f.j.limits.grow {
 		if err := f.grow(); err != nil {
 			return errors.Is(err, errFull) // else the next sync meets it
 		}
 	}
-	if f.dirty >= saveAt {
+	if f.dirty >= f.j.limits.save {
 		return errors.Is(f.save(false), errFull)
 	}
 	return false

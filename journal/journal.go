@@ -46,6 +46,8 @@ type Inode struct{ Dev, Ino uint64 }
 // A Journal is the log of one volume. Its methods may be called by several goroutines at once.
 type Journal struct {
 	root   int // descriptor of the ciphertext directory
+	kernel kernel
+	limits limits
 	logger *slog.Logger
 
 	readOnly bool
@@ -83,7 +85,13 @@ type Options struct {
 	ReadOnly bool         // the backing cannot be written: nothing may be left to replay
 	Logger   *slog.Logger // default: slog.Default()
 	Progress func(done, total int)
+
+	kernel kernel // nil: linux
+	limits limits // zero: the constants
 }
+
+// limits are logLimit, saveAt and growInMemory, which tests make smaller.
+type limits struct{ log, save, grow int64 }
 
 // Open opens the journal kept in the directory meta of the ciphertext directory root (descriptors that stay open until Close) and puts in
 // place what a crash has left. The error wraps [ErrReplay] if that cannot be done; nothing is lost then, and the next Open tries again.
@@ -91,8 +99,16 @@ func Open(root, meta int, o Options) (*Journal, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	if o.kernel == nil {
+		o.kernel = linux{}
+	}
+	if o.limits == (limits{}) {
+		o.limits = limits{logLimit, saveAt, growInMemory}
+	}
 	j := &Journal{
 		root:     root,
+		kernel:   o.kernel,
+		limits:   o.limits,
 		logger:   o.Logger,
 		readOnly: o.ReadOnly,
 		files:    make(map[Inode]*File),
@@ -117,14 +133,14 @@ func (j *Journal) open(meta int, o Options) (err error) {
 		flags = unix.O_RDONLY
 	}
 	for i := range j.logs {
-		if j.logs[i], err = openLog(meta, fmt.Sprintf("journal.%d", i), flags); err != nil {
+		if j.logs[i], err = openLog(j.kernel, meta, fmt.Sprintf("journal.%d", i), flags); err != nil {
 			return err
 		}
 	}
 	if err := j.replay(o); err != nil {
 		return err
 	}
-	if j.state, err = openState(meta, j.root, flags); err != nil {
+	if j.state, err = openState(j.kernel, meta, j.root, flags); err != nil {
 		return err
 	}
 	if j.readOnly {
@@ -151,7 +167,7 @@ func (j *Journal) Close() error {
 		err = j.Checkpoint() // the second log
 	}
 	if err == nil {
-		err = unix.Syncfs(j.root)
+		err = j.disk().syncAll()
 	}
 	if err == nil {
 		j.marks.Lock()
@@ -175,9 +191,12 @@ func (j *Journal) closeLogs() {
 		}
 	}
 	if j.state != nil {
-		unix.Close(j.state.fd)
+		unix.Close(j.state.disk.fd)
 	}
 }
+
+// disk is the ciphertext directory, by which the file system below is synced.
+func (j *Journal) disk() disk { return disk{j.kernel, j.root} }
 
 // Renamed says that the path of some file may have changed.
 func (j *Journal) Renamed() { j.renames.Add(1) }

@@ -33,10 +33,10 @@ type log struct {
 	synced  int64      // bytes of this generation that are durable; guarded by syncing
 }
 
-func openLog(meta int, name string, flags int) (*log, error) {
+func openLog(k kernel, meta int, name string, flags int) (*log, error) {
 	fd, err := unix.Openat(meta, name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
 	if err == unix.ENOENT {
-		l := &log{name: name, fd: -1, disk: disk{-1}}
+		l := &log{name: name, fd: -1, disk: disk{k, -1}}
 		l.pos.Store(logStart)
 		return l, nil // opened for reading: nothing to replay
 	} else if err != nil {
@@ -47,7 +47,7 @@ func openLog(meta int, name string, flags int) (*log, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("open .kmsfs/%s: not a regular file", name)
 	}
-	l := &log{name: name, fd: fd, disk: disk{fd}}
+	l := &log{name: name, fd: fd, disk: disk{k, fd}}
 	l.pos.Store(logStart)
 	head := make([]byte, 48)
 	if n, err := l.disk.ReadAt(head, 0); n == len(head) {
@@ -111,7 +111,7 @@ func (l *log) reset(generation uint64) error {
 	if _, err := l.disk.WriteAt(head, 0); err != nil {
 		return err
 	}
-	return again(func() error { return unix.Fdatasync(l.fd) })
+	return l.disk.syncData()
 }
 
 // begin makes the log ready for the records of a generation.
@@ -169,7 +169,7 @@ func (l *log) sync(generation uint64, end int64) error {
 		return nil
 	}
 	written := l.pos.Load()
-	if err := again(func() error { return unix.Fdatasync(l.fd) }); err != nil {
+	if err := l.disk.syncData(); err != nil {
 		return err
 	}
 	l.synced = max(l.synced, written)

@@ -111,12 +111,12 @@ func (j *Journal) replayAll(order []*change, o Options) error {
 		if !ok {
 			continue // it was deleted
 		}
-		if err := c.carryOut(fd); err != nil {
+		if err := c.carryOut(disk{j.kernel, fd}); err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrReplay, c.path, err)
 		}
 		done++
 	}
-	if err := unix.Syncfs(j.root); err != nil {
+	if err := j.disk().syncAll(); err != nil {
 		return fmt.Errorf("%w: %w", ErrReplay, err)
 	}
 	j.logger.Info("journal: replayed after an unclean end", "files", done, "gone", len(order)-done)
@@ -124,12 +124,11 @@ func (j *Journal) replayAll(order []*change, o Options) error {
 }
 
 // carryOut puts the change in place.
-func (c *change) carryOut(fd int) error {
+func (c *change) carryOut(d disk) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(d.fd, &st); err != nil {
 		return err
 	}
-	d := disk{fd}
 	if c.base < st.Size {
 		if err := d.Truncate(c.base); err != nil {
 			return err
@@ -138,7 +137,7 @@ func (c *change) carryOut(fd int) error {
 	if err := place(d, c.ext, c.size); err != nil {
 		return err
 	}
-	_ = setTimes(fd, unix.Timespec{Nsec: unix.UTIME_OMIT}, st.Mtim)
+	_ = setTimes(d.fd, unix.Timespec{Nsec: unix.UTIME_OMIT}, st.Mtim)
 	return nil
 }
 
@@ -207,7 +206,7 @@ func (c *change) matches(fd int, atPath bool) bool {
 			return true
 		}
 	}
-	return atPath && c.fileID != [16]byte{} && c.fileID == fileID(disk{fd})
+	return atPath && c.fileID != [16]byte{} && c.fileID == fileID(disk{fd: fd})
 }
 
 // fileID returns the file ID of a header, zeros if there is none.

@@ -51,7 +51,7 @@ func (f *File) Sync(dataOnly bool) error {
 		saved = f.saved
 		if whole {
 			f.meta.Store(false)
-			if err := again(func() error { return unix.Fsync(f.fd) }); err != nil {
+			if err := f.disk.sync(); err != nil {
 				f.meta.Store(true)
 				return err
 			}
@@ -76,12 +76,12 @@ func (f *File) firstSync() error {
 			if err := f.disk.writeOut(); err != nil {
 				return err
 			}
-			if err := unix.Fremovexattr(f.fd, MarkName); err != nil && err != unix.ENODATA {
+			if err := f.disk.unmark(); err != nil {
 				return err
 			}
 		}
 		f.meta.Store(false)
-		if err := again(func() error { return unix.Fsync(f.fd) }); err != nil {
+		if err := f.disk.sync(); err != nil {
 			f.meta.Store(true)
 			return err
 		}
@@ -109,7 +109,7 @@ func (f *File) save(force bool) error {
 	r := f.record(kindChange)
 	r.keep, r.size, r.grown = f.keep, f.size, f.growing
 	if f.growing {
-		if err := again(func() error { return unix.Fdatasync(f.fd) }); err != nil {
+		if err := f.disk.syncData(); err != nil {
 			return err
 		}
 		r.keep = f.base
@@ -166,7 +166,7 @@ func (f *File) grow() error {
 	if err := f.apply(); err != nil {
 		return err
 	}
-	if err := again(func() error { return unix.Fdatasync(f.fd) }); err != nil {
+	if err := f.disk.syncData(); err != nil {
 		return err
 	}
 	f.unsynced = false

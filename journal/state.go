@@ -22,7 +22,7 @@ type span struct{ from, to uint64 }
 
 // state is the file .kmsfs/epochs. The files of an epoch in doubt may be what a power cut left of a write that nobody synced.
 type state struct {
-	fd      int
+	disk    disk
 	turn    uint64 // counts writes; odd ones go to the second slot
 	root    uint64 // inode number of the ciphertext directory: a copy of the volume elsewhere is in no doubt
 	current uint64 // the largest epoch that was begun
@@ -31,22 +31,22 @@ type state struct {
 }
 
 // openState reads the file, of which the younger valid slot counts.
-func openState(meta, root, flags int) (*state, error) {
+func openState(k kernel, meta, root, flags int) (*state, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(root, &st); err != nil {
 		return nil, err
 	}
-	s := &state{fd: -1, root: st.Ino}
+	s := &state{disk: disk{k, -1}, root: st.Ino}
 	fd, err := unix.Openat(meta, "epochs", flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
 	if err == unix.ENOENT {
 		return s, nil
 	} else if err != nil {
 		return nil, fmt.Errorf("open .kmsfs/epochs: %w", err)
 	}
-	s.fd = fd
+	s.disk.fd = fd
 	for i := range int64(2) {
 		b := make([]byte, stateSlot)
-		if n, _ := (disk{fd}).ReadAt(b, i*stateSlot); n == len(b) {
+		if n, _ := s.disk.ReadAt(b, i*stateSlot); n == len(b) {
 			s.parse(b)
 		}
 	}
@@ -86,10 +86,10 @@ func (s *state) write() error {
 	}
 	sum := sha256.Sum256(b[:stateSlot-32])
 	copy(b[stateSlot-32:], sum[:])
-	if _, err := (disk{s.fd}).WriteAt(b, int64(s.turn%2)*stateSlot); err != nil {
+	if _, err := s.disk.WriteAt(b, int64(s.turn%2)*stateSlot); err != nil {
 		return err
 	}
-	return again(func() error { return unix.Fsync(s.fd) })
+	return s.disk.sync()
 }
 
 // doubtful returns the spans in doubt when nobody has the volume mounted.
@@ -144,13 +144,11 @@ func (j *Journal) Clear(fd int) error {
 	if j.readOnly {
 		return nil
 	}
-	if err := (disk{fd}).writeOut(); err != nil {
+	d := disk{j.kernel, fd}
+	if err := d.writeOut(); err != nil {
 		return err
 	}
-	if err := unix.Fremovexattr(fd, MarkName); err != nil && err != unix.ENODATA {
-		return err
-	}
-	return nil
+	return d.unmark()
 }
 
 func readMark(fd int) (epoch uint64, ok bool) {
@@ -171,7 +169,7 @@ func (j *Journal) mark(f *File) error {
 		return nil
 	}
 	b := binary.BigEndian.AppendUint64(nil, j.epoch)
-	switch err := unix.Fsetxattr(f.fd, MarkName, b, 0); err {
+	switch err := j.kernel.setMark(f.fd, b); err {
 	case nil:
 		j.marked.Store(true)
 	case unix.EOPNOTSUPP:
@@ -201,7 +199,7 @@ func (j *Journal) NextEpoch() error {
 		f.settleDown()
 		f.op.Unlock()
 	}
-	if err := unix.Syncfs(j.root); err != nil {
+	if err := j.disk().syncAll(); err != nil {
 		j.marked.Store(true)
 		return err
 	}

@@ -1,0 +1,36 @@
+package journal
+
+import "golang.org/x/sys/unix"
+
+// A kernel carries out the system calls that durability depends on, all that change a ciphertext file or make it durable. Tests put one in its place
+// that records them.
+type kernel interface {
+	pwrite(fd int, p []byte, off int64) (int, error)
+	ftruncate(fd int, size int64) error
+	fallocate(fd int, mode uint32, off, n int64) error
+	setMark(fd int, epoch []byte) error
+	removeMark(fd int) error
+	fdatasync(fd int) error
+	fsync(fd int) error
+	syncfs(fd int) error
+	writeOut(fd int) error
+}
+
+// linux is the kernel itself.
+type linux struct{}
+
+func (linux) pwrite(fd int, p []byte, off int64) (int, error) { return unix.Pwrite(fd, p, off) }
+func (linux) ftruncate(fd int, size int64) error              { return unix.Ftruncate(fd, size) }
+func (linux) setMark(fd int, epoch []byte) error              { return unix.Fsetxattr(fd, MarkName, epoch, 0) }
+func (linux) removeMark(fd int) error                         { return unix.Fremovexattr(fd, MarkName) }
+func (linux) fdatasync(fd int) error                          { return unix.Fdatasync(fd) }
+func (linux) fsync(fd int) error                              { return unix.Fsync(fd) }
+func (linux) syncfs(fd int) error                             { return unix.Syncfs(fd) }
+
+func (linux) fallocate(fd int, mode uint32, off, n int64) error {
+	return unix.Fallocate(fd, mode, off, n)
+}
+
+func (linux) writeOut(fd int) error {
+	return unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+}
