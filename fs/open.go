@@ -178,7 +178,10 @@ func (f *FS) newOpen(ctx interrupt, n *node, fd int, writable bool) (*openFile, 
 		unix.Close(fd)
 		return nil, err
 	}
-	file := f.journal.Open(fd, n.key, st.Size, writable, func() string { return f.diskPath(n) })
+	file, err := f.journal.Open(fd, n.key, writable, func() string { return f.diskPath(n) })
+	if err != nil {
+		return nil, err
+	}
 	data, err := f.plaintext(ctx, file)
 	if f.journal.Suspect(file.Fd()) {
 		data, err = f.examine(n, file, data, err)

@@ -1,8 +1,10 @@
 package journal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // maxSyncs is how many files a checkpoint syncs one by one before it syncs the whole file system instead.
@@ -38,16 +40,18 @@ func (j *Journal) write(r *record, reserved int64, force bool) (position, error)
 func (j *Journal) turn() error {
 	l := j.logs[j.active]
 	if err := l.sync(l.generation.Load(), l.pos.Load()); err != nil {
-		return j.fail(l, err)
+		return j.fail(".kmsfs/"+l.name, err)
 	}
 	j.active, j.draining = 1-j.active, true
 	return nil
 }
 
-// fail remembers that a log could not be made durable: what the kernel has dropped cannot be told. j.mu is held.
-func (j *Journal) fail(l *log, err error) error {
+// fail remembers that a log, or what was put in place from it, could not be made durable: what the kernel has dropped cannot be told, and another
+// sync would succeed. The logs stay as they are for the next mount. j.mu is held.
+func (j *Journal) fail(what string, err error) error {
 	if j.failed == nil {
-		j.failed = fmt.Errorf("sync .kmsfs/%s: %w; mount the volume again", l.name, err)
+		j.failed = fmt.Errorf("sync %s: %w; mount the volume again", what, err)
+		j.room.Broadcast()
 	}
 	return j.failed
 }
@@ -60,7 +64,7 @@ func (j *Journal) sync(p position) error {
 	if err := p.log.sync(p.generation, p.end); err != nil {
 		j.mu.Lock()
 		defer j.mu.Unlock()
-		return j.fail(p.log, err)
+		return j.fail(".kmsfs/"+p.log.name, err)
 	}
 	return nil
 }
@@ -115,6 +119,7 @@ func (j *Journal) all() []*File {
 	for _, f := range j.files {
 		files = append(files, f)
 	}
+	slices.SortFunc(files, func(a, b *File) int { return cmp.Compare(a.id.Ino, b.id.Ino) }) // about as they lie on the disk
 	return files
 }
 
@@ -203,6 +208,7 @@ func (f *File) settle() error {
 		return nil
 	}
 	if f.deleted() {
+		f.j.deleted.Store(true)
 		return nil
 	}
 	if err := f.save(true); err != nil {
@@ -211,6 +217,8 @@ func (f *File) settle() error {
 	if err := f.j.sync(f.saved); err != nil {
 		return err
 	}
+	// A growth that has not begun ends here: the record that allows it may be on its way out.
+	f.growing = false
 	return f.apply()
 }
 
@@ -224,24 +232,54 @@ func (j *Journal) syncAll(files []*File) error {
 		}
 		f.op.Unlock()
 	}
-	if len(fds) > maxSyncs {
-		if err := j.disk().syncAll(); err != nil {
+	whole := len(fds) > maxSyncs
+	if whole {
+		if err := j.syncFS(); err != nil {
 			return err
 		}
 	}
 	for _, f := range fds {
 		f.op.Lock()
 		var err error
-		if len(fds) <= maxSyncs {
-			err = f.disk.syncData()
-		}
-		if err == nil {
+		switch {
+		case whole:
 			f.unsynced = false
+		case f.unsynced: // else it was synced, or is gone
+			err = f.flush(disk.syncData)
 		}
 		f.op.Unlock()
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.known, err)
 		}
 	}
+	// A power cut must not bring a file back that was deleted, and not its changes.
+	if j.deleted.Swap(false) {
+		return j.syncFS()
+	}
 	return nil
+}
+
+// syncFS makes everything in place durable.
+func (j *Journal) syncFS() error {
+	err := j.disk().syncAll()
+	if err != nil {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		return j.fail("the file system", err)
+	}
+	return nil
+}
+
+// flush syncs f in place. f.op is held.
+func (f *File) flush(sync func(disk) error) error {
+	err := sync(f.disk)
+	if err != nil && f.unsynced {
+		f.j.mu.Lock()
+		defer f.j.mu.Unlock()
+		return f.j.fail(f.known, err)
+	}
+	if err == nil {
+		f.unsynced = false
+	}
+	return err
 }

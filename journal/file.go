@@ -48,6 +48,8 @@ type File struct {
 	saved    position // of the last record
 	unsynced bool     // was changed in place, and is not durable there
 
+	placing sync.RWMutex // held while changes are put in place, which shows in the times; taken after op
+
 	mu   sync.RWMutex // taken after op
 	ext  overlay      // guarded by mu
 	base int64        // in place is part of the file up to here; guarded by mu
@@ -67,9 +69,9 @@ const getVersion = 0x80087601
 // ErrReadOnly says that a file was opened for reading only.
 var ErrReadOnly = unix.EBADF
 
-// Open makes fd, which it takes over, the content of the file id, size bytes long; path tells where that is in the ciphertext directory, "" if nowhere or
+// Open makes fd, which it takes over, the content of the file id; path tells where that is in the ciphertext directory, "" if nowhere or
 // unknown. If changes of the file are under way to their place, the File that has them is returned, and fd closed.
-func (j *Journal) Open(fd int, id Inode, size int64, writable bool, path func() string) *File {
+func (j *Journal) Open(fd int, id Inode, writable bool, path func() string) (*File, error) {
 	j.present.Lock()
 	defer j.present.Unlock()
 	if f := j.files[id]; f != nil {
@@ -80,7 +82,13 @@ func (j *Journal) Open(fd int, id Inode, size int64, writable bool, path func() 
 		f.closed.Store(false)
 		f.path.Store(&path)
 		unix.Close(fd)
-		return f
+		return f, nil
+	}
+	// Not earlier: a checkpoint may have put changes in place just now.
+	size, err := disk{fd: fd}.Size()
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
 	}
 	f := &File{
 		j: j, id: id, fd: fd, disk: disk{j.kernel, fd}, writable: writable, refs: 1,
@@ -88,7 +96,7 @@ func (j *Journal) Open(fd int, id Inode, size int64, writable bool, path func() 
 	}
 	f.path.Store(&path)
 	j.files[id] = f
-	return f
+	return f, nil
 }
 
 // Fd returns the descriptor of the ciphertext file: for its attributes, not for its content.
@@ -98,7 +106,11 @@ func (f *File) Fd() int { return f.fd }
 func (f *File) Writable() bool { return f.writable }
 
 // SetWritable notes that the descriptor was replaced by one for writing.
-func (f *File) SetWritable() { f.writable = true }
+func (f *File) SetWritable() {
+	f.op.Lock()
+	defer f.op.Unlock()
+	f.writable = true
+}
 
 // Begin implements blockcrypt.Backing: an operation begins. Space in the log for all of it, and for undoing it, is found
 // beforehand, so that a full disk meets its first change and not a later one.

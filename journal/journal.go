@@ -8,7 +8,7 @@
 // The bytes of a file that has none yet are written in place, once: there is nothing that a torn write could destroy. Such a file carries a
 // mark (an extended attribute) until it is durable, so that what a power cut leaves of it can be told from damage ([Journal.Suspect]).
 //
-// Lock order: Journal.checkpoints, File.op, then Journal.marks, Journal.present or Journal.mu, then File.mu or log.syncing. Nobody waits for room in the log while holding any of them.
+// Lock order: Journal.checkpoints, File.op, then Journal.marks, Journal.present or Journal.mu, then File.placing, File.mu or log.syncing. Nobody waits for room in the log while holding any of them.
 package journal
 
 import (
@@ -60,6 +60,7 @@ type Journal struct {
 	unmarked atomic.Bool // the backing has no extended attributes
 
 	renames atomic.Uint64 // counts what may have changed a path
+	deleted atomic.Bool   // files were deleted whose changes are in the logs, and not in place
 
 	present sync.RWMutex
 	files   map[Inode]*File // all that are open, or whose changes are not in place; guarded by present
@@ -151,7 +152,8 @@ func (j *Journal) open(meta int, o Options) (err error) {
 		return fmt.Errorf("journal: epochs: %w", err)
 	}
 	j.epoch, j.suspects = j.state.current, j.state.spans
-	return nil
+	// The logs may be new, and are relied on by name.
+	return disk{j.kernel, meta}.sync()
 }
 
 // Close puts every change in place and closes the journal. All files must have been released.
@@ -202,7 +204,7 @@ func (j *Journal) disk() disk { return disk{j.kernel, j.root} }
 func (j *Journal) Renamed() { j.renames.Add(1) }
 
 // Stat runs stat, which reads the attributes of a ciphertext file from its entry, and returns the size that the file will have when all
-// changes are in place; ok is false if the entry tells. Attributes and size belong together.
+// changes are in place; ok is false if the entry tells. Attributes and size belong together. It may run stat twice.
 func (j *Journal) Stat(id func() Inode, stat func() error) (size int64, ok bool, err error) {
 	j.present.RLock()
 	defer j.present.RUnlock()
@@ -212,6 +214,11 @@ func (j *Journal) Stat(id func() Inode, stat func() error) (size int64, ok bool,
 	f := j.files[id()]
 	if f == nil {
 		return 0, false, nil
+	}
+	f.placing.RLock()
+	defer f.placing.RUnlock()
+	if err := stat(); err != nil { // once more: the times may have been those of a checkpoint
+		return 0, false, err
 	}
 	size, _ = f.Size()
 	return size, true, nil

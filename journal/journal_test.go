@@ -18,6 +18,8 @@ type volume struct {
 	root int
 	meta int
 	j    *Journal
+
+	options Options
 }
 
 func newPlace(t *testing.T) *volume {
@@ -38,15 +40,23 @@ func (p *volume) open() {
 	if p.meta, err = unix.Open(p.dir+"/.kmsfs", unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		p.t.Fatal(err)
 	}
-	if p.j, err = Open(p.root, p.meta, Options{}); err != nil {
+	if p.j, err = Open(p.root, p.meta, p.options); err != nil {
 		p.t.Fatal(err)
+	}
+}
+
+// halt stops what the journal does by itself.
+func (p *volume) halt() {
+	if p.j.stop != nil {
+		close(p.j.stop)
+		p.j.done.Wait()
+		p.j.stop = nil
 	}
 }
 
 // kill ends the journal as a killed process would: nothing is put in place.
 func (p *volume) kill() {
-	close(p.j.stop)
-	p.j.done.Wait()
+	p.halt()
 	for _, f := range p.j.files {
 		unix.Close(f.fd)
 	}
@@ -65,7 +75,11 @@ func (p *volume) file(name string) *File {
 	if err := unix.Fstat(fd, &st); err != nil {
 		p.t.Fatal(err)
 	}
-	return p.j.Open(fd, Inode{uint64(st.Dev), st.Ino}, st.Size, true, func() string { return name })
+	f, err := p.j.Open(fd, Inode{uint64(st.Dev), st.Ino}, true, func() string { return name })
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return f
 }
 
 func content(t *testing.T, f *File) []byte {

@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 
@@ -20,6 +21,7 @@ type change struct {
 	size    int64
 	ext     overlay
 	growing bool // what lies in place past size is not part of the file
+	header  bool // there was one in place before the first record
 }
 
 // add takes a later record in.
@@ -58,7 +60,7 @@ func (j *Journal) replay(o Options) error {
 			k := key{r.ino, r.version}
 			c := byFile[k]
 			if c == nil {
-				c = &change{ino: r.ino, version: r.version, base: math.MaxInt64}
+				c = &change{ino: r.ino, version: r.version, base: math.MaxInt64, header: r.fileID != [16]byte{}}
 				byFile[k] = c
 				order = append(order, c)
 			}
@@ -78,7 +80,8 @@ func (j *Journal) replay(o Options) error {
 		return err
 	}
 	generation := young.generation.Load()
-	for _, l := range j.logs {
+	// The older first: its records alone would put back what those of the younger have changed.
+	for _, l := range []*log{old, young} {
 		generation++
 		if err := l.reset(generation); err != nil {
 			return fmt.Errorf("write .kmsfs/%s: %w", l.name, err)
@@ -93,28 +96,16 @@ func (j *Journal) replayAll(order []*change, o Options) error {
 	if len(order) == 0 {
 		return nil
 	}
-	found, err := j.locate(order)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		for _, fd := range found {
-			unix.Close(fd)
-		}
-	}()
 	done := 0
-	for i, c := range order {
+	err := j.locate(order, func(c *change, fd int) error {
 		if o.Progress != nil {
-			o.Progress(i, len(order))
-		}
-		fd, ok := found[c]
-		if !ok {
-			continue // it was deleted
-		}
-		if err := c.carryOut(disk{j.kernel, fd}); err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrReplay, c.path, err)
+			o.Progress(done, len(order))
 		}
 		done++
+		return c.carryOut(disk{j.kernel, fd})
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrReplay, err)
 	}
 	if err := j.disk().syncAll(); err != nil {
 		return fmt.Errorf("%w: %w", ErrReplay, err)
@@ -123,11 +114,15 @@ func (j *Journal) replayAll(order []*change, o Options) error {
 	return nil
 }
 
-// carryOut puts the change in place.
+// carryOut puts the change in place. It does nothing with a file that was new, and of which nothing has reached the disk, not even its mark: what
+// the records say was written on top of that.
 func (c *change) carryOut(d disk) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(d.fd, &st); err != nil {
 		return err
+	}
+	if st.Size == 0 && c.header && c.base > 0 {
+		return nil
 	}
 	if c.base < st.Size {
 		if err := d.Truncate(c.base); err != nil {
@@ -141,53 +136,100 @@ func (c *change) carryOut(d disk) error {
 	return nil
 }
 
-// locate opens the files of changes: by the path that was known last, and where that has another file now, by a walk over the whole tree. A
-// file that is nowhere was deleted.
-func (j *Journal) locate(changes []*change) (map[*change]int, error) {
-	found := make(map[*change]int)
+// locate calls fn with the files of changes: by the path that was known last, and where that has another file now, by a walk over the whole tree. A
+// file that is nowhere was deleted; one that is there but cannot be opened is an error, so that nothing is lost.
+func (j *Journal) locate(changes []*change, fn func(c *change, fd int) error) error {
 	missing := make(map[uint64][]*change)
-	for _, c := range changes {
-		if fd, ok := j.openPath(c.path); ok {
-			if c.matches(fd, true) {
-				found[c] = fd
-				continue
-			}
-			unix.Close(fd)
+	try := func(c *change, dir int, path string, atPath bool) (found bool, err error) {
+		fd, err := c.open(dir, path)
+		if fd < 0 || err != nil {
+			return false, err
 		}
-		missing[c.ino] = append(missing[c.ino], c)
+		defer unix.Close(fd)
+		if !c.matches(fd, atPath) {
+			return false, nil
+		}
+		if err := fn(c, fd); err != nil {
+			return false, fmt.Errorf("%s: %w", path, err)
+		}
+		return true, nil
+	}
+	for _, c := range changes {
+		found, err := try(c, j.root, c.path, true)
+		if err != nil {
+			return err
+		}
+		if !found {
+			missing[c.ino] = append(missing[c.ino], c)
+		}
 	}
 	if len(missing) == 0 {
-		return found, nil
+		return nil
 	}
-	err := walk(j.root, func(dir int, name string, ino uint64) {
+	return walk(j.root, func(dir int, name string, ino uint64) error {
+		var rest []*change
 		for _, c := range missing[ino] {
-			if _, have := found[c]; have {
-				continue
-			}
-			fd, err := unix.Openat(dir, name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			found, err := try(c, dir, name, false)
 			if err != nil {
-				continue
+				return err
 			}
-			if c.matches(fd, false) {
-				found[c] = fd
-			} else {
-				unix.Close(fd)
+			if !found {
+				rest = append(rest, c)
 			}
 		}
+		missing[ino] = rest
+		return nil
 	})
-	return found, err
 }
 
-// openPath opens a file by its path in the ciphertext directory. The path may be anybody's: it leads to nothing outside.
-func (j *Journal) openPath(path string) (int, bool) {
+// open opens a file for writing by a path, which may be anybody's: it leads to nothing outside dir. fd is -1 if there is no such file. A file of ours that its
+// mode protects from us, its owner, is opened all the same.
+func (c *change) open(dir int, path string) (fd int, err error) {
 	if path == "" {
-		return -1, false
+		return -1, nil
 	}
-	fd, err := unix.Openat2(j.root, path, &unix.OpenHow{
-		Flags:   unix.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
-	return fd, err == nil
+	how := func(flags uint64) (int, error) {
+		return unix.Openat2(dir, path, &unix.OpenHow{
+			Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		})
+	}
+	fd, err = how(unix.O_RDWR | unix.O_NONBLOCK)
+	switch err {
+	case nil:
+		return fd, nil
+	default:
+		return -1, nil
+	case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EIO, unix.EROFS, unix.EINTR, unix.EAGAIN:
+		return -1, fmt.Errorf("open %s: %w", path, err)
+	case unix.EACCES, unix.EPERM, unix.ETXTBSY:
+	}
+	failed := fmt.Errorf("open %s: %w", path, err)
+	at, err := how(unix.O_PATH)
+	if err != nil {
+		return -1, nil
+	}
+	defer unix.Close(at)
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil {
+		return -1, err
+	}
+	if st.Ino != c.ino || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return -1, nil
+	}
+	self := fmt.Sprintf("/proc/self/fd/%d", at)
+	if err := unix.Chmod(self, st.Mode&07777|0o600); err != nil {
+		return -1, failed
+	}
+	fd, err = unix.Open(self, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if back := unix.Chmod(self, st.Mode&07777); err == nil && back != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("%s: cannot restore mode %04o: %w", path, st.Mode&07777, back)
+	}
+	if err != nil {
+		return -1, failed
+	}
+	return fd, nil
 }
 
 // matches reports whether fd is the file that the change is about: the same inode, not used again since or, in a copy of
@@ -219,7 +261,7 @@ func fileID(d disk) (id [16]byte) {
 }
 
 // walk calls fn for every entry below the directory root, but for the volume's own, that is no directory.
-func walk(root int, fn func(dir int, name string, ino uint64)) error {
+func walk(root int, fn func(dir int, name string, ino uint64) error) error {
 	var rootStat unix.Stat_t
 	if err := unix.Fstat(root, &rootStat); err != nil {
 		return err
@@ -253,14 +295,16 @@ func walk(root int, fn func(dir int, name string, ino uint64)) error {
 				}
 				var st unix.Stat_t
 				if e.Type().IsRegular() && unix.Fstatat(fd, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-					fn(fd, e.Name(), st.Ino)
+					if err := fn(fd, e.Name(), st.Ino); err != nil {
+						return err
+					}
 				}
 			}
 			if len(entries) == 0 {
-				if err != nil && err.Error() != "EOF" {
-					return err
+				if errors.Is(err, io.EOF) {
+					return nil
 				}
-				return nil
+				return err
 			}
 		}
 	}

@@ -51,7 +51,7 @@ func (f *File) Sync(dataOnly bool) error {
 		saved = f.saved
 		if whole {
 			f.meta.Store(false)
-			if err := f.disk.sync(); err != nil {
+			if err := f.flush(disk.sync); err != nil {
 				f.meta.Store(true)
 				return err
 			}
@@ -81,7 +81,7 @@ func (f *File) firstSync() error {
 			}
 		}
 		f.meta.Store(false)
-		if err := f.disk.sync(); err != nil {
+		if err := f.flush(disk.sync); err != nil {
 			f.meta.Store(true)
 			return err
 		}
@@ -93,10 +93,11 @@ func (f *File) firstSync() error {
 
 // settleDown makes a new file one whose bytes are not touched in place any more. f.op is held.
 func (f *File) settleDown() {
+	f.marked = false // the mark is gone, or of an epoch that is over
 	if !f.direct || f.size == 0 {
 		return
 	}
-	f.direct, f.marked = false, false
+	f.direct = false
 	f.durable, f.base, f.solid, f.reserved = f.size, f.size, false, 0
 	f.told = false
 }
@@ -109,7 +110,7 @@ func (f *File) save(force bool) error {
 	r := f.record(kindChange)
 	r.keep, r.size, r.grown = f.keep, f.size, f.growing
 	if f.growing {
-		if err := f.disk.syncData(); err != nil {
+		if err := f.flush(disk.syncData); err != nil {
 			return err
 		}
 		r.keep = f.base
@@ -166,10 +167,9 @@ func (f *File) grow() error {
 	if err := f.apply(); err != nil {
 		return err
 	}
-	if err := f.disk.syncData(); err != nil {
+	if err := f.flush(disk.syncData); err != nil {
 		return err
 	}
-	f.unsynced = false
 	r := f.record(kindGrow)
 	r.keep, r.size = f.durable, f.durable
 	at, err := f.j.write(r, 0, true)
@@ -188,6 +188,8 @@ func (f *File) apply() error {
 	if !f.pending() {
 		return nil
 	}
+	f.placing.Lock()
+	defer f.placing.Unlock()
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return err
@@ -280,17 +282,26 @@ func (j *Journal) drop(f *File) {
 	if f.refs > 0 || j.files[f.id] != f {
 		return
 	}
-	if (f.pending() || f.changed || f.growing || f.unsynced) && !f.deleted() {
-		return
+	if f.pending() || f.changed || f.growing || f.unsynced {
+		if !f.deleted() {
+			return
+		}
+		j.deleted.Store(true)
+	} else if f.size == 0 && f.saved.live() && !f.deleted() {
+		return // who opens it must not write in place: a replay would cut that off
 	}
 	j.mu.Lock()
 	j.reserved -= f.owed
 	j.mu.Unlock()
-	f.owed = 0
 	j.idle--
 	delete(j.files, f.id)
 	unix.Close(f.fd)
+	// A checkpoint may be about to look at it.
+	f.changed, f.growing, f.unsynced, f.direct, f.owed = false, false, false, true, 0
 }
+
+// live reports whether the record is still in its log.
+func (p position) live() bool { return p.log != nil && p.log.generation.Load() == p.generation }
 
 // deleted reports whether f has neither a name nor an opener. f.op is held.
 func (f *File) deleted() bool {

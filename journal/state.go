@@ -72,9 +72,14 @@ func (s *state) parse(b []byte) {
 	}
 }
 
-// write makes the state durable.
-func (s *state) write() error {
+// write makes the state durable. If it fails, the next try has the same slot: the other one counts until then.
+func (s *state) write() (err error) {
 	s.turn++
+	defer func() {
+		if err != nil {
+			s.turn--
+		}
+	}()
 	be := binary.BigEndian
 	b := append([]byte(stateMagic), make([]byte, stateSlot-8)...)
 	for i, v := range []uint64{s.turn, s.root, s.current, s.since, uint64(len(s.spans))} {
@@ -205,6 +210,12 @@ func (j *Journal) NextEpoch() error {
 	}
 	j.marks.Lock()
 	defer j.marks.Unlock()
+	last := *j.state
 	j.state.current, j.state.since = next, next
-	return j.state.write()
+	if err := j.state.write(); err != nil {
+		*j.state = last
+		j.marked.Store(true)
+		return err
+	}
+	return nil
 }

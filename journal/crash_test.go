@@ -1,0 +1,296 @@
+package journal
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A crashTest makes random changes to files on a [sim], remembering what their users were promised.
+type crashTest struct {
+	t     *testing.T
+	rnd   *rand.Rand
+	p     *volume
+	disk  *sim
+	names []string
+	files map[string]*crashFile
+}
+
+type crashFile struct {
+	name     string
+	ino      uint64
+	f        *File
+	states   []crashState // one after each operation
+	promises []promise
+	open     bool
+	busy     bool // an operation is under way
+}
+
+// A crashState is what a file was from a time on; the operation that made it so began then.
+type crashState struct {
+	at      int
+	content []byte
+}
+
+// A promise says that from a time on the file is as in a state, or a later one.
+type promise struct{ at, state int }
+
+func newCrashTest(t *testing.T, seed uint64) *crashTest {
+	c := &crashTest{t: t, rnd: rand.New(rand.NewPCG(seed, 7)), disk: newSim(t, nil), names: []string{"a", "b", "c", "d"}, files: make(map[string]*crashFile)}
+	c.p = &volume{t: t, dir: t.TempDir(), options: Options{kernel: c.disk, limits: limits{log: 192 << 10, save: 12 << 10, grow: 20 << 10}}}
+	if err := os.Mkdir(filepath.Join(c.p.dir, ".kmsfs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.p.open()
+	c.p.halt()
+	for _, name := range c.names {
+		f := &crashFile{name: name, f: c.p.file(name), open: true, states: []crashState{{}}}
+		f.ino = f.f.id.Ino
+		c.files[name] = f
+		c.disk.file(f.f.fd) // it is there from the beginning
+	}
+	return c
+}
+
+func (f *crashFile) content() []byte { return f.states[len(f.states)-1].content }
+
+// promised notes that all of f is durable now.
+func (f *crashFile) promised(at int) { f.promises = append(f.promises, promise{at, len(f.states) - 1}) }
+
+// change runs one operation of several changes.
+func (c *crashTest) change(f *crashFile) {
+	m := bytes.Clone(f.content())
+	f.states = append(f.states, crashState{at: c.disk.now})
+	must := func(err error) {
+		if err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	f.f.Begin()
+	for range 1 + c.rnd.IntN(3) {
+		off := c.rnd.Int64N(int64(len(m)) + 2000)
+		n := 1 + c.rnd.Int64N(3000)
+		if len(m) == 0 {
+			off, n = 0, n+64 // a header comes first
+		}
+		switch c.rnd.IntN(8) {
+		default:
+			if c.rnd.IntN(3) == 0 {
+				off = int64(len(m)) // programs append
+			}
+			if c.rnd.IntN(12) == 0 {
+				n += 24 << 10
+			}
+			data := make([]byte, n)
+			for i := range data {
+				data[i] = byte(c.rnd.Uint32()) | 1
+			}
+			_, err := f.f.WriteAt(data, off)
+			must(err)
+			if int64(len(m)) < off+n {
+				m = append(m, make([]byte, off+n-int64(len(m)))...)
+			}
+			copy(m[off:], data)
+		case 0:
+			if c.rnd.IntN(3) == 0 || len(m) > 120<<10 {
+				off = 0
+			}
+			if off > 0 {
+				off += 64
+			}
+			must(f.f.Truncate(off))
+			if off <= int64(len(m)) {
+				m = m[:off:off]
+			} else {
+				m = append(m, make([]byte, off-int64(len(m)))...)
+			}
+		case 1:
+			if n = min(n, int64(len(m))-off); n > 0 {
+				must(f.f.PunchHole(off, n))
+				clear(m[off : off+n])
+			}
+		}
+	}
+	f.states[len(f.states)-1].content = m
+	f.f.End()
+}
+
+// step does something with one file.
+func (c *crashTest) step(f *crashFile) {
+	if f.busy {
+		return
+	}
+	f.busy = true
+	defer func() { f.busy = false }()
+	if !f.open {
+		f.f, f.open = c.p.file(f.name), true
+	}
+	switch c.rnd.IntN(9) {
+	default:
+		c.change(f)
+	case 0, 1:
+		if err := f.f.Sync(c.rnd.IntN(2) == 0); err != nil {
+			c.t.Fatal(err)
+		}
+		f.promised(c.disk.now)
+	case 2:
+		if err := f.f.Save(); err != nil {
+			c.t.Fatal(err)
+		}
+	case 3:
+		if err := f.f.Release(); err != nil {
+			c.t.Fatal(err)
+		}
+		f.open = false
+	}
+}
+
+// run makes the changes. Other files go on changing while a checkpoint or the beginning of an epoch is under way.
+func (c *crashTest) run(steps int) {
+	inside := 0
+	checkpoint := func() {
+		c.disk.between = func(ino uint64) {
+			for range c.rnd.IntN(3) {
+				f := c.files[c.names[c.rnd.IntN(len(c.names))]]
+				if inside > 0 || f.ino == ino || !c.p.j.mu.TryLock() {
+					continue
+				}
+				room := c.p.j.logs[c.p.j.active].pos.Load() < 80<<10 // nobody would make any
+				c.p.j.mu.Unlock()
+				if !room {
+					continue
+				}
+				inside++
+				c.step(f)
+				inside--
+			}
+		}
+		if err := c.p.j.Checkpoint(); err != nil {
+			c.t.Fatal(err)
+		}
+		c.disk.between = nil
+	}
+	for range steps {
+		switch c.rnd.IntN(24) {
+		default:
+			c.step(c.files[c.names[c.rnd.IntN(len(c.names))]])
+		case 0, 1:
+			checkpoint()
+		case 2:
+			var direct []*crashFile
+			for _, name := range c.names {
+				if f := c.files[name]; f.f.direct {
+					direct = append(direct, f)
+				}
+			}
+			if err := c.p.j.NextEpoch(); err != nil {
+				c.t.Fatal(err)
+			}
+			for _, f := range direct {
+				f.promised(c.disk.now)
+			}
+		}
+		select {
+		case <-c.p.j.wake:
+			checkpoint()
+		default:
+		}
+	}
+}
+
+// paths are the files that a power cut may change, by inode number.
+func (c *crashTest) paths() map[uint64]string {
+	all := make(map[uint64]string)
+	for _, name := range append([]string{".kmsfs/journal.0", ".kmsfs/journal.1", ".kmsfs/epochs"}, c.names...) {
+		path := filepath.Join(c.p.dir, name)
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			c.t.Fatal(err)
+		}
+		all[st.Ino] = path
+	}
+	return all
+}
+
+// recover opens the journal on the images and returns the disk under it.
+func (c *crashTest) recover(images map[uint64]image, paths map[uint64]string) *sim {
+	for ino, path := range paths {
+		images[ino].restore(c.t, path)
+	}
+	s := newSim(c.t, images)
+	c.p.options.kernel = s
+	c.p.open()
+	c.p.halt()
+	return s
+}
+
+// check compares every file with what it may be after a power cut at time k.
+func (c *crashTest) check(k int) error {
+	for _, name := range c.names {
+		f := c.files[name]
+		from := 0
+		for _, p := range f.promises {
+			if p.at <= k {
+				from = max(from, p.state)
+			}
+		}
+		file := c.p.file(name)
+		got, ok := content(c.t, file), false
+		suspect := c.p.j.Suspect(file.fd)
+		may := 0
+		for _, s := range f.states[from:] {
+			if s.at > k {
+				break
+			}
+			may++
+			if bytes.Equal(got, s.content) || suspect && len(s.content) == 0 {
+				ok = true
+				break
+			}
+		}
+		if !ok {
+			return fmt.Errorf("%s has %d bytes, which is none of the %d states that it may have from %d on (%d bytes promised); in doubt: %v", name, len(got), may, from, len(f.states[from].content), suspect)
+		}
+	}
+	return nil
+}
+
+// TestPowerCut cuts the power at many points of random work, and at points of the replays that follow: every file is as it was promised last, or as a
+// later operation left it, whole.
+func TestPowerCut(t *testing.T) {
+	for seed := range uint64(powerSeeds) {
+		c := newCrashTest(t, seed)
+		c.run(160)
+		c.p.kill()
+		paths, end := c.paths(), c.disk.now
+		for range powerCuts {
+			k := c.rnd.IntN(end + 1)
+			images := c.disk.cut(k, c.rnd)
+			s := c.recover(images, paths)
+			err := c.check(k)
+			c.p.kill()
+			if err != nil {
+				t.Fatalf("seed %d, power cut at %d of %d: %v", seed, k, end, err)
+			}
+			for range c.rnd.IntN(2) {
+				again := c.rnd.IntN(s.now + 1)
+				c.recover(s.cut(again, c.rnd), paths)
+				err := c.check(k)
+				c.p.kill()
+				if err != nil {
+					t.Fatalf("seed %d, power cut at %d of %d and at %d of %d of the replay: %v", seed, k, end, again, s.now, err)
+				}
+			}
+		}
+	}
+}
+
+const (
+	powerSeeds = 10
+	powerCuts  = 40
+)
