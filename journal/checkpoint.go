@@ -123,6 +123,13 @@ func (j *Journal) all() []*File {
 	return files
 }
 
+// crowded reports whether so many closed files wait that descriptors may run short.
+func (j *Journal) crowded() bool {
+	j.present.RLock()
+	defer j.present.RUnlock()
+	return j.idle > crowd
+}
+
 // Checkpoint puts in place, durably, what the log holds, and empties it.
 func (j *Journal) Checkpoint() (err error) {
 	j.checkpoints.Lock()

@@ -31,6 +31,8 @@ const (
 	growInMemory = 4 << 20
 	// maxIdle is how many closed files may wait for a checkpoint, each with its descriptor.
 	maxIdle = 256
+	// crowd is how many of them make whoever closes one more wait for it.
+	crowd = 2 * maxIdle
 	// checkpointEvery is how long a closed file waits for its bytes to be put in place.
 	checkpointEvery = 10 * time.Second
 	// epochEvery is how long a new file that nobody syncs may stay open to doubt after a power cut, as ext4's own write-back does.

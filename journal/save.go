@@ -12,6 +12,9 @@ var errFull = errors.New("journal: no room in the log")
 
 // Save writes the changes of the file to the log: a killed process does not lose them then. It is called when somebody closes the file.
 func (f *File) Save() error {
+	if f.j.crowded() {
+		_ = f.j.Checkpoint() // who closes files faster than they can be put in place waits; an error is met by the next checkpoint, too
+	}
 	return f.j.retry(func() error {
 		f.op.Lock()
 		defer f.op.Unlock()

@@ -1,0 +1,249 @@
+package journal
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// durable makes a file with content that is in place, and a change of it that is in the log only.
+func (p *volume) durable(name string) *File {
+	p.t.Helper()
+	f := p.file(name)
+	for _, b := range []byte{1, 2} {
+		f.Begin()
+		if _, err := f.WriteAt(bytes.Repeat([]byte{b}, 5000), 0); err != nil {
+			p.t.Fatal(err)
+		}
+		f.End()
+		if err := f.Sync(false); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	return f
+}
+
+// changed fails the test if the file lacks the change that durable made.
+func (p *volume) changed(name string) {
+	p.t.Helper()
+	if b, err := os.ReadFile(filepath.Join(p.dir, name)); err != nil || !bytes.Equal(b, bytes.Repeat([]byte{2}, 5000)) {
+		p.t.Errorf("%s: its change is lost (%d bytes, %v)", name, len(b), err)
+	}
+}
+
+// newPlaceOn is newPlace on a simulated disk, with nothing in the background.
+func newPlaceOn(t *testing.T) (*volume, *sim) {
+	s := newSim(t, nil)
+	p := &volume{t: t, dir: t.TempDir(), options: Options{kernel: s}}
+	if err := os.Mkdir(filepath.Join(p.dir, ".kmsfs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.open()
+	p.halt()
+	t.Cleanup(p.kill)
+	return p, s
+}
+
+// TestDeletedDuringCheckpoint deletes a closed file while a checkpoint is at another one. Its descriptor is closed then, and must not be used.
+func TestDeletedDuringCheckpoint(t *testing.T) {
+	p, s := newPlaceOn(t)
+	files := []*File{p.durable("a"), p.durable("b"), p.durable("c")}
+	for _, f := range files {
+		if err := f.Release(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.between = func(ino uint64) {
+		for i, name := range []string{"a", "b", "c"} {
+			if files[i].id.Ino != ino && ino != 0 && os.Remove(filepath.Join(p.dir, name)) == nil {
+				p.j.Unlinked(files[i].id) // a call on its descriptor fails the test
+			}
+		}
+	}
+	if err := p.j.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDeletionIsDurable deletes a file with changes that are in the log only. The log is emptied after the deletion has become durable: else a power cut
+// would bring the file back without them.
+func TestDeletionIsDurable(t *testing.T) {
+	p, s := newPlaceOn(t)
+	f := p.durable("a")
+	if err := f.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(p.dir, "a")); err != nil {
+		t.Fatal(err)
+	}
+	deleted := s.now
+	p.j.Unlinked(f.id)
+	log := p.j.logs[p.j.active]
+	if err := p.j.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	l, _ := s.file(log.fd)
+	reset := l.events[len(l.events)-1]
+	if reset.off != 0 || reset.at <= deleted {
+		t.Fatalf("the log was not emptied: %+v", reset.at)
+	}
+	for _, c := range s.commits {
+		if c.t > deleted && c.t < reset.at && c.upTo >= deleted {
+			return
+		}
+	}
+	t.Errorf("the log was emptied at %d; the deletion at %d was not durable", reset.at, deleted)
+}
+
+// TestFailedSyncKeepsLog fails the sync of what a checkpoint has put in place. Nobody can tell what the kernel has dropped, so the next mount takes it
+// from the log.
+func TestFailedSyncKeepsLog(t *testing.T) {
+	broken := &brokenSync{}
+	p := &volume{t: t, dir: t.TempDir(), options: Options{kernel: broken}}
+	if err := os.Mkdir(filepath.Join(p.dir, ".kmsfs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.open()
+	p.halt()
+	f := p.durable("a")
+	broken.fd = f.fd
+	for range 2 {
+		if err := p.j.Checkpoint(); err == nil {
+			t.Error("a checkpoint that cannot sync a file succeeds")
+		}
+		broken.fd = -1 // another try succeeds, and says nothing
+	}
+	f.Begin()
+	if _, err := f.WriteAt([]byte("x"), 0); err == nil {
+		t.Error("a change is accepted")
+	}
+	f.End()
+	p.kill()
+	if err := os.WriteFile(filepath.Join(p.dir, "a"), make([]byte, 5000), 0); err != nil { // what the kernel has dropped
+		t.Fatal(err)
+	}
+	p.open()
+	p.changed("a")
+	p.kill()
+}
+
+// brokenSync fails fdatasync of one descriptor.
+type brokenSync struct {
+	linux
+	fd int
+}
+
+func (b *brokenSync) fdatasync(fd int) error {
+	if fd == b.fd {
+		return unix.EIO
+	}
+	return b.linux.fdatasync(fd)
+}
+
+// TestReplayManyFiles replays the changes of more files than the process may have open.
+func TestReplayManyFiles(t *testing.T) {
+	p := newPlace(t)
+	const n = 200
+	for i := range n {
+		p.durable(fmt.Sprint(i))
+	}
+	p.kill()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	few := limit
+	few.Cur = 100
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	p.open()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		p.changed(fmt.Sprint(i))
+	}
+	p.kill()
+}
+
+// TestReplayProtectedFile replays the change of a file that its owner may not write to any more.
+func TestReplayProtectedFile(t *testing.T) {
+	p := newPlace(t)
+	p.durable("a")
+	p.kill()
+	if err := os.Chmod(filepath.Join(p.dir, "a"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 65534
+	if os.Geteuid() == 0 { // root may write to anything: be somebody else in this thread
+		for _, name := range []string{"", ".kmsfs", ".kmsfs/journal.0", ".kmsfs/journal.1", ".kmsfs/epochs", "a"} {
+			if err := os.Chown(filepath.Join(p.dir, name), nobody, nobody); err != nil {
+				t.Fatal(err)
+			}
+		}
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+	}
+	root, meta := openDir(t, p.dir), openDir(t, p.dir+"/.kmsfs")
+	defer unix.Close(root)
+	defer unix.Close(meta)
+	if os.Geteuid() == 0 {
+		_, _ = unix.SetfsuidRetUid(nobody)
+		defer unix.SetfsuidRetUid(0)
+	}
+	j, err := Open(root, meta, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = unix.SetfsuidRetUid(os.Geteuid())
+	p.changed("a")
+	if st, err := os.Stat(filepath.Join(p.dir, "a")); err != nil || st.Mode() != 0o400 {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+}
+
+// TestIdleFiles closes many changed files while nothing is put in place in the background.
+func TestIdleFiles(t *testing.T) {
+	p, _ := newPlaceOn(t)
+	for i := range 2*crowd + 10 {
+		if err := p.durable(fmt.Sprint(i)).Release(); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(p.j.files); n > crowd+1 {
+			t.Fatalf("%d closed files wait", n)
+		}
+	}
+}
+
+func openDir(t *testing.T, path string) int {
+	t.Helper()
+	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+// BenchmarkPut changes 4 KiB at a time, at random, in an overlay that has as many extents as two logs hold.
+func BenchmarkPut(b *testing.B) {
+	const n = 16 << 10
+	data := make([]byte, 4124)
+	var o overlay
+	x := uint64(1)
+	for b.Loop() {
+		if len(o) == n {
+			o = o[:0]
+		}
+		x = x*6364136223846793005 + 1442695040888963407
+		o.put(extent{off: int64(x>>33) * 4124, n: 4124, data: data, dirty: true})
+	}
+}
