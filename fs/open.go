@@ -83,6 +83,12 @@ func (f *FS) release(n *node) error {
 		return nil
 	}
 	o := n.open
+	if f.nodes.nameless(n) {
+		var st unix.Stat_t
+		if f.statWith(&st, func() error { return unix.Fstat(o.fd, &st) }) == nil {
+			f.nodes.remember(n, &st)
+		}
+	}
 	n.open = nil
 	err := errors.Join(o.data.Flush(), o.file.Release())
 	if err != nil {

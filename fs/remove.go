@@ -108,10 +108,15 @@ func (f *FS) removing(d *dir, disk string, remove func(st *unix.Stat_t) error) (
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := unix.Fstatat(d.fd, disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := f.statEntry(d, disk, &st); err != nil {
 		return nil, false, err
 	}
-	return n, st.Nlink == 1 || n.kind == unix.S_IFDIR, remove(&st)
+	last = st.Nlink == 1 || n.kind == unix.S_IFDIR
+	err = remove(&st)
+	if err == nil && last && n.open == nil {
+		f.nodes.remember(n, &st)
+	}
+	return n, last, err
 }
 
 // Rmdir implements [fuse.RawFileSystem].

@@ -33,7 +33,7 @@ type node struct {
 	more     []link // further names of a hard-linked file
 	gone     bool   // the last name was removed, or there never was one
 
-	removed *unix.Stat_t // attributes of a directory that was removed, for those who still use it
+	removed *unix.Stat_t // attributes of what was removed and is not open, for those who still have a path to it
 
 	mu   sync.Mutex
 	open *openFile // guarded by mu; nil while the file is not open
@@ -162,7 +162,7 @@ func (t *table) unlinked(n *node, at link, last bool) {
 	}
 }
 
-// remember keeps the attributes that a directory had when it was removed.
+// remember keeps the attributes of what has no name any more.
 func (t *table) remember(n *node, st *unix.Stat_t) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -171,7 +171,7 @@ func (t *table) remember(n *node, st *unix.Stat_t) {
 	n.removed = &kept
 }
 
-// remembered returns what remember kept, nil if n is no directory that was removed.
+// remembered returns what remember kept, nil if n has a name.
 func (t *table) remembered(n *node) *unix.Stat_t {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -182,8 +182,15 @@ func (t *table) remembered(n *node) *unix.Stat_t {
 func (t *table) revive(n *node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n.gone = false
+	n.gone, n.removed = false, nil
 	t.byKey[n.key] = n
+}
+
+// nameless reports whether n has lost its last name, or never had one.
+func (t *table) nameless(n *node) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return n.link.parent == nil
 }
 
 // moved notes that n has another name than it had.
