@@ -79,7 +79,7 @@ func (j *Journal) reserve() error {
 	switch {
 	case j.failed != nil:
 		return j.failed
-	case j.stuck != nil && j.reserved > j.limits.log:
+	case j.stuck != nil && (j.reserved > j.limits.log || j.logs[j.active].pos.Load() > 2*j.limits.log):
 		return j.stuck
 	}
 	for _, l := range j.logs {
@@ -130,7 +130,8 @@ func (j *Journal) crowded() bool {
 	return j.idle > crowd
 }
 
-// Checkpoint puts in place, durably, what the log holds, and empties it.
+// Checkpoint puts in place, durably, what the log holds, and empties it. A file that cannot be changed in place does not keep it from that: its changes go
+// on to the other log. The error tells.
 func (j *Journal) Checkpoint() (err error) {
 	j.checkpoints.Lock()
 	defer j.checkpoints.Unlock()
@@ -147,25 +148,35 @@ func (j *Journal) Checkpoint() (err error) {
 	}
 	old := j.logs[1-j.active]
 	j.mu.Unlock()
-	defer func() {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		j.stuck = err
-		j.room.Broadcast()
-	}()
+	var problems []error
+	err = j.drain(old, &problems)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.stuck = err
+	j.room.Broadcast()
+	return errors.Join(append(problems, err)...)
+}
 
+// drain empties the log old, which is not written to any more, and adds what is wrong with single files to problems. After an error the log stays, and
+// with it all that it promises.
+func (j *Journal) drain(old *log, problems *[]error) error {
 	files := j.all()
 	if err := j.saveAll(files); err != nil {
 		return err
 	}
-	var problems []error
 	for _, f := range files {
-		if err := f.settle(); err != nil {
-			problems = append(problems, fmt.Errorf("%s: %w", f.known, err))
+		problem, err := f.settle()
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.known, err)
+		}
+		if problem != nil {
+			*problems = append(*problems, fmt.Errorf("%s: %w", f.known, problem))
 		}
 	}
-	if err := errors.Join(problems...); err != nil {
-		return err // the log stays, and with it all that it promises
+	if len(*problems) > 0 {
+		if err := j.syncActive(); err != nil {
+			return err
+		}
 	}
 	if err := j.syncAll(files); err != nil {
 		return err
@@ -201,32 +212,48 @@ func (j *Journal) saveAll(files []*File) error {
 			return err
 		}
 	}
-	j.mu.Lock()
-	l := j.logs[j.active]
-	j.mu.Unlock()
-	return j.sync(position{l, l.generation.Load(), l.pos.Load()})
+	return j.syncActive()
 }
 
-// settle puts the changes of f in place. They are durable in the log but for what came since saveAll.
-func (f *File) settle() error {
+// syncActive makes durable what has been written to the active log.
+func (j *Journal) syncActive() error {
+	j.mu.Lock()
+	l := j.logs[j.active]
+	p := position{l, l.generation.Load(), l.pos.Load()}
+	j.mu.Unlock()
+	return j.sync(p)
+}
+
+// settle puts the changes of f in place. They are durable in the log but for what came since saveAll. If that is not possible, problem says why, and all of
+// them are in the active log.
+func (f *File) settle() (problem, err error) {
 	f.op.Lock()
 	defer f.op.Unlock()
 	if !f.pending() && !f.growing {
-		return nil
+		return nil, nil
 	}
 	if f.deleted() {
 		f.j.deleted.Store(true)
-		return nil
+		return nil, nil
 	}
 	if err := f.save(true); err != nil {
-		return err
+		return nil, err
 	}
 	if err := f.j.sync(f.saved); err != nil {
-		return err
+		return nil, err
 	}
 	// A growth that has not begun ends here: the record that allows it may be on its way out.
 	f.growing = false
-	return f.apply()
+	if f.stuck = f.apply(); f.stuck == nil {
+		return nil, nil
+	}
+	f.mu.Lock()
+	for i := range f.ext {
+		f.ext[i].dirty = true
+	}
+	f.mu.Unlock()
+	f.changed, f.keep = true, f.base
+	return f.stuck, f.save(true)
 }
 
 // syncAll makes durable in place what was put there.

@@ -41,6 +41,7 @@ type File struct {
 	durable  int64    // bytes in place that must not be touched
 	growing  bool     // what lies past durable goes in place
 	full     error    // why this operation may change nothing
+	stuck    error    // why the last checkpoint could put nothing in place
 	changed  bool     // there is something to save
 	dirty    int64    // bytes of it
 	owed     int64    // what it has reserved in the log
@@ -232,6 +233,9 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 func (f *File) owe(n int64) error {
 	if f.full != nil {
 		return f.full
+	}
+	if f.stuck != nil && f.ext.bytes() > f.j.limits.log {
+		return f.stuck
 	}
 	f.owed += n + extentSize
 	f.j.take(n + extentSize)

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -130,6 +131,125 @@ func TestFailedSyncKeepsLog(t *testing.T) {
 	p.open()
 	p.changed("a")
 	p.kill()
+}
+
+// TestOneFileCannotBeChanged fails every write to one file: its neighbours do not notice, and it loses nothing.
+func TestOneFileCannotBeChanged(t *testing.T) {
+	broken := &brokenWrite{fd: -1}
+	p := &volume{t: t, dir: t.TempDir(), options: Options{kernel: broken}}
+	if err := os.Mkdir(filepath.Join(p.dir, ".kmsfs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.open()
+	p.halt()
+	a := p.durable("a")
+	p.durable("b")
+	broken.fd = a.fd
+	for range 3 {
+		if err := p.j.Checkpoint(); !errors.Is(err, unix.EPERM) {
+			t.Errorf("checkpoint: %v", err)
+		}
+		if l := p.j.logs[1-p.j.active]; !l.empty() || p.j.draining {
+			t.Error("the log is not empty")
+		}
+	}
+	p.changed("b")
+	if b := content(t, a); !bytes.Equal(b, bytes.Repeat([]byte{2}, 5000)) {
+		t.Error("a does not read as it should")
+	}
+	p.kill()
+	broken.fd = -1
+	p.open()
+	p.changed("a")
+	p.kill()
+}
+
+// brokenWrite fails writes to one descriptor.
+type brokenWrite struct {
+	linux
+	fd int
+}
+
+func (b *brokenWrite) pwrite(fd int, p []byte, off int64) (int, error) {
+	if fd == b.fd {
+		return 0, unix.EPERM
+	}
+	return b.linux.pwrite(fd, p, off)
+}
+
+// TestGrowthEndsWithItsRecord lets a file begin to grow in place, and a checkpoint forget the record that allows it to. Then no power cut during
+// the next append may leave anything of that behind.
+func TestGrowthEndsWithItsRecord(t *testing.T) {
+	c := newCrashTest(t, 0)
+	f := c.files["a"]
+	write := func(n int) {
+		off := len(f.content())
+		f.states = append(f.states, crashState{c.disk.now, bytes.Repeat([]byte{7}, off+n)})
+		f.f.Begin()
+		if _, err := f.f.WriteAt(bytes.Repeat([]byte{7}, n), int64(off)); err != nil {
+			t.Fatal(err)
+		}
+		f.f.End()
+	}
+	write(5000)
+	if err := f.f.Sync(false); err != nil {
+		t.Fatal(err)
+	}
+	f.promised(c.disk.now)
+	write(30 << 10)
+	if !f.f.growing {
+		t.Fatal("the file does not grow in place")
+	}
+	if err := c.p.j.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	f.promised(c.disk.now)
+	write(30 << 10)
+	write(30 << 10)
+	if err := f.f.Sync(false); err != nil {
+		t.Fatal(err)
+	}
+	f.promised(c.disk.now)
+	c.p.kill()
+	paths, end := c.paths(), c.disk.now
+	for k := range end + 1 {
+		for range 4 {
+			c.recover(c.disk.cut(k, c.rnd), paths)
+			err := c.check(k)
+			c.p.kill()
+			if err != nil {
+				t.Fatalf("power cut at %d of %d: %v", k, end, err)
+			}
+		}
+	}
+}
+
+// TestMarkIsRenewed writes the first bytes of a file a second time, in another epoch.
+func TestMarkIsRenewed(t *testing.T) {
+	p, _ := newPlaceOn(t)
+	f := p.file("a")
+	write := func() {
+		f.Begin()
+		if _, err := f.WriteAt([]byte("x"), 0); err != nil {
+			t.Fatal(err)
+		}
+		f.End()
+		if epoch, ok := readMark(f.fd); !ok || epoch != p.j.epoch {
+			t.Errorf("the mark is of epoch %d (%v), not %d", epoch, ok, p.j.epoch)
+		}
+		if err := f.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write()
+	if err := p.j.NextEpoch(); err != nil {
+		t.Fatal(err)
+	}
+	write()
+	if err := f.Sync(false); err != nil {
+		t.Fatal(err)
+	}
+	write()
 }
 
 // brokenSync fails fdatasync of one descriptor.

@@ -97,12 +97,10 @@ func (o overlay) read(p []byte, off int64, gap func(p []byte, off int64) error) 
 	return nil
 }
 
-// bytes returns how many bytes of data the dirty extents hold.
+// bytes returns how many bytes of data the extents hold.
 func (o overlay) bytes() (n int64) {
 	for _, e := range o {
-		if e.dirty {
-			n += int64(len(e.data))
-		}
+		n += int64(len(e.data))
 	}
 	return n
 }
