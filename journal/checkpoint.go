@@ -135,6 +135,9 @@ func (j *Journal) crowded() bool {
 func (j *Journal) Checkpoint() (err error) {
 	j.checkpoints.Lock()
 	defer j.checkpoints.Unlock()
+	if err := j.syncActive(); err != nil { // so that turn has little left to sync while everybody waits
+		return err
+	}
 	j.mu.Lock()
 	if j.failed != nil || !j.draining && j.logs[j.active].empty() {
 		defer j.mu.Unlock()

@@ -270,6 +270,9 @@ func TestPowerCut(t *testing.T) {
 		paths, end := c.paths(), c.disk.now
 		for range powerCuts {
 			k := c.rnd.IntN(end + 1)
+			if commits := c.disk.commits; c.rnd.IntN(2) == 0 {
+				k = commits[c.rnd.IntN(len(commits))].t - 1 // most is under way just before a sync is over
+			}
 			images := c.disk.cut(k, c.rnd)
 			s := c.recover(images, paths)
 			err := c.check(k)

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -329,6 +330,39 @@ func TestReplayProtectedFile(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(p.dir, "a")); err != nil || st.Mode() != 0o400 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
+}
+
+// TestHugeRecord replays a log whose only record claims to have 4 GiB, which a sparse file even has.
+func TestHugeRecord(t *testing.T) {
+	p := newPlace(t)
+	p.kill()
+	path := filepath.Join(p.dir, ".kmsfs/journal.1")
+	head, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := record{kind: kindChange}
+	b := r.append(nil, binary.BigEndian.Uint64(head[8:]), 0)
+	binary.BigEndian.PutUint32(b[4:], 1<<32-8)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(b, logStart); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(1 << 33); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	p.open()
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
+		t.Errorf("replay allocates %d bytes", n)
+	}
+	p.kill()
 }
 
 // TestIdleFiles closes many changed files while nothing is put in place in the background.

@@ -8,7 +8,7 @@
 // The bytes of a file that has none yet are written in place, once: there is nothing that a torn write could destroy. Such a file carries a
 // mark (an extended attribute) until it is durable, so that what a power cut leaves of it can be told from damage ([Journal.Suspect]).
 //
-// Lock order: Journal.checkpoints, File.op, then Journal.marks, Journal.present or Journal.mu, then File.placing, File.mu or log.syncing. Nobody waits for room in the log while holding any of them.
+// Lock order: Journal.checkpoints, File.op, then File.placing, Journal.marks, Journal.present or Journal.mu, then File.mu or log.syncing. Nobody waits for room in the log while holding any of them.
 package journal
 
 import (
@@ -25,6 +25,8 @@ import (
 const (
 	// logLimit is how many bytes a log may have before the other one is used: it bounds replay, and what changes hold of memory.
 	logLimit = 16 << 20
+	// maxLog is how long a log may become at all, in bytes, when changes cannot be put in place: it bounds what replay needs of memory.
+	maxLog = 256 << 20
 	// saveAt is how many bytes of unsaved changes one file may hold before they go to the log, unsynced.
 	saveAt = 1 << 20
 	// growInMemory is how many bytes a durable file may grow by before the rest is written in place.
@@ -206,24 +208,28 @@ func (j *Journal) disk() disk { return disk{j.kernel, j.root} }
 func (j *Journal) Renamed() { j.renames.Add(1) }
 
 // Stat runs stat, which reads the attributes of a ciphertext file from its entry, and returns the size that the file will have when all
-// changes are in place; ok is false if the entry tells. Attributes and size belong together. It may run stat twice.
+// changes are in place; ok is false if the entry tells. Attributes and size belong together. It may run stat several times.
 func (j *Journal) Stat(id func() Inode, stat func() error) (size int64, ok bool, err error) {
-	j.present.RLock()
-	defer j.present.RUnlock()
-	if err := stat(); err != nil {
-		return 0, false, err
+	for {
+		j.present.RLock()
+		err := stat()
+		f := j.files[id()]
+		j.present.RUnlock()
+		if err != nil || f == nil {
+			return 0, false, err
+		}
+		// Once more: the times may have been those of a checkpoint.
+		f.placing.RLock()
+		err = stat()
+		size, _ := f.Size()
+		f.placing.RUnlock()
+		if err != nil {
+			return 0, false, err
+		}
+		if j.find(f.id) == f {
+			return size, true, nil
+		}
 	}
-	f := j.files[id()]
-	if f == nil {
-		return 0, false, nil
-	}
-	f.placing.RLock()
-	defer f.placing.RUnlock()
-	if err := stat(); err != nil { // once more: the times may have been those of a checkpoint
-		return 0, false, err
-	}
-	size, _ = f.Size()
-	return size, true, nil
 }
 
 // background runs checkpoints and begins epochs until stop.

@@ -81,7 +81,7 @@ func (l *log) scan(fn func(*record) error) error {
 			return nil
 		}
 		n := recordLen(head, l.generation.Load(), sequence)
-		if n == 0 || n > size-pos {
+		if n == 0 || n > min(size, maxLog)-pos {
 			return nil
 		}
 		b := make([]byte, n)
@@ -150,6 +150,9 @@ func (l *log) reserve(n int64) error {
 
 // write adds a record, which is durable after a sync up to the offset returned.
 func (l *log) write(r *record) (end int64, err error) {
+	if r.encoded() > maxLog-l.pos.Load() {
+		return 0, unix.EFBIG
+	}
 	b := r.append(make([]byte, 0, r.encoded()), l.generation.Load(), l.sequence)
 	pos := l.pos.Load()
 	if _, err := l.disk.WriteAt(b, pos); err != nil {
