@@ -170,10 +170,10 @@ func (j *Journal) drain(old *log, problems *[]error) error {
 	for _, f := range files {
 		problem, err := f.settle()
 		if err != nil {
-			return fmt.Errorf("%s: %w", f.known, err)
+			return err
 		}
 		if problem != nil {
-			*problems = append(*problems, fmt.Errorf("%s: %w", f.known, problem))
+			*problems = append(*problems, problem)
 		}
 	}
 	if len(*problems) > 0 {
@@ -256,6 +256,7 @@ func (f *File) settle() (problem, err error) {
 	}
 	f.mu.Unlock()
 	f.changed, f.keep = true, f.base
+	f.stuck = fmt.Errorf("%s: %w", f.known, f.stuck)
 	return f.stuck, f.save(true)
 }
 
@@ -286,7 +287,7 @@ func (j *Journal) syncAll(files []*File) error {
 		}
 		f.op.Unlock()
 		if err != nil {
-			return fmt.Errorf("%s: %w", f.known, err)
+			return err
 		}
 	}
 	// A power cut must not bring a file back that was deleted, and not its changes.

@@ -101,7 +101,10 @@ func (f *File) settleDown() {
 		return
 	}
 	f.direct = false
-	f.durable, f.base, f.solid, f.reserved = f.size, f.size, false, 0
+	f.durable, f.solid, f.reserved = f.size, false, 0
+	f.mu.Lock()
+	f.base = f.size
+	f.mu.Unlock()
 	f.told = false
 }
 
@@ -299,8 +302,11 @@ func (j *Journal) drop(f *File) {
 	j.idle--
 	delete(j.files, f.id)
 	unix.Close(f.fd)
-	// A checkpoint may be about to look at it.
-	f.changed, f.growing, f.unsynced, f.direct, f.owed = false, false, false, true, 0
+	// A checkpoint or an epoch may be about to look at it: there is nothing to do.
+	f.changed, f.growing, f.unsynced, f.owed, f.durable = false, false, false, 0, f.size
+	f.mu.Lock()
+	f.ext, f.base = nil, f.size
+	f.mu.Unlock()
 }
 
 // live reports whether the record is still in its log.
