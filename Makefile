@@ -50,7 +50,7 @@ race:
 
 # The tests drive the built binary on real mounts; they need root and FUSE.
 integration:
-	$(GO) test -count=1 -timeout 25m ./integration/...
+	$(GO) test -p 1 -count=1 -timeout 25m ./integration/...
 
 # KMSFS_CUTS power cuts of each kind, KMSFS_DB_CUTS under each database server, from KMSFS_SEED; KMSFS_KEEP=DIR keeps what led to a loss.
 powercut: export KMSFS_CUTS ?= 10000
