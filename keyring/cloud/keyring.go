@@ -214,4 +214,14 @@ func (k *Keyring) checkRSA(info *KeyInfo) error {
 // maxVersion bounds the ID of a key version, in bytes.
 const maxVersion = 128
 
+// Wraps reports whether there is enough to wrap with: for an RSA CMK, its public key.
+func (i *KeyInfo) Wraps() bool { return i.Spec != "" && (!i.rsa() || len(i.PublicKey) > 0) }
+
 func (i *KeyInfo) rsa() bool { return strings.HasPrefix(i.Spec, "RSA_") }
+
+// Known returns what wrapping knows of the CMK, nil if it has not wrapped yet and was not told. The caller must not change it.
+func (k *Keyring) Known() *KeyInfo {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.info
+}

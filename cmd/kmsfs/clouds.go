@@ -1,0 +1,117 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kmsfs/kmsfs/keyring/cloud"
+	"github.com/kmsfs/kmsfs/keyring/creds"
+)
+
+// A cloudSettings is the table of one cloud in the configuration file.
+type cloudSettings struct {
+	Credentials string `toml:"credentials,omitempty"` // path of a credential file
+	Metadata    string `toml:"metadata,omitempty"`    // base URL of the instance's metadata service, or "off"
+	Role        string `toml:"role,omitempty"`        // Alibaba Cloud: RAM role of the instance
+}
+
+// An opener returns the keyring on a CMK of one cloud. known is as for [cloud.NewKeyring].
+type opener func(uri string, known *cloud.KeyInfo) (*cloud.Keyring, error)
+
+// A provider is a cloud as the user sees it.
+type provider struct {
+	name      string // in --endpoint and in the configuration file
+	fileVar   string // variable with the path of a credential file
+	file      string // where the vendor's tools keep one, below the home directory
+	keyVars   string // variables with an access key
+	role      string // what gives an instance a credential
+	newKeeper func(creds.Options) (*creds.Keeper, error)
+	newOpener func(cloud.Config) (opener, error)
+}
+
+// providerOf returns the cloud whose CMK URIs begin so.
+func providerOf(scheme string) provider {
+	if scheme == cloud.Alibaba {
+		return provider{
+			"alibaba", "ALIBABA_CLOUD_CREDENTIALS_FILE", ".alibabacloud/credentials",
+			"ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET", "a RAM role", creds.NewAlibaba, newAlibaba,
+		}
+	}
+	return provider{
+		"huawei", "HUAWEICLOUD_SDK_CREDENTIALS_FILE", ".huaweicloud/credentials",
+		"HUAWEICLOUD_SDK_AK and HUAWEICLOUD_SDK_SK", "an agency", creds.NewHuawei, newHuawei,
+	}
+}
+
+// connect returns the opener of a cloud. Its client and its credentials live as long as the process; nothing is asked yet.
+func (p provider) connect(s cloudSettings, endpoints map[string]string, log func() *slog.Logger) (opener, error) {
+	o := creds.Options{Getenv: os.Getenv, File: s.Credentials, Instance: s.Metadata != "off", Role: s.Role}
+	if o.Instance {
+		o.Metadata = s.Metadata
+	}
+	if home, err := os.UserHomeDir(); err == nil && o.File == "" && os.Getenv(p.fileVar) == "" {
+		o.File = filepath.Join(home, p.file)
+	}
+	o.Failed = func(err error) { log().Warn("the credential of "+p.name+" was not renewed", "err", err) }
+	keeper, err := p.newKeeper(o)
+	if err != nil {
+		return nil, err
+	}
+	regions := make(map[string]string)
+	for where, to := range endpoints {
+		if region, ok := strings.CutPrefix(where, p.name+"/"); ok {
+			regions[region] = to
+		}
+	}
+	return p.newOpener(cloud.Config{Credentials: keeper, Endpoints: regions})
+}
+
+// hinted adds to an error what to do about the calls that failed.
+func hinted(err error) error {
+	var hints []string
+	cloudErrors(err, func(e *cloud.Error) {
+		cmk, bad := cloud.ParseCMK(e.CMK)
+		if bad != nil {
+			return
+		}
+		p := providerOf(cmk.Provider)
+		hint := ""
+		switch {
+		case e.Kind == cloud.NoCredential:
+			hint = fmt.Sprintf("hint: set %s, or name a file with credentials= in [%s] of kmsfs.toml or in %s, or give the instance %s", p.keyVars, p.name, p.fileVar, p.role)
+		case errors.As(e.Err, new(*net.DNSError)):
+			hint = fmt.Sprintf("hint: if region %s is right, say where its KMS is: --endpoint %s/%s=https://HOST", cmk.Region, p.name, cmk.Region)
+		case e.Kind == cloud.NoPermission:
+			hint = fmt.Sprintf("hint: kmsfs keyring check --cmk %s says what its user may do; docs/kms.md lists the permissions that are needed", cmk)
+		default:
+			return
+		}
+		if !slices.Contains(hints, hint) {
+			hints = append(hints, hint)
+		}
+	})
+	if len(hints) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w\n%s", err, strings.Join(hints, "\n"))
+}
+
+// cloudErrors calls yield with every failed call that an error is made of.
+func cloudErrors(err error, yield func(*cloud.Error)) {
+	switch e := err.(type) {
+	case *cloud.Error:
+		yield(e)
+	case interface{ Unwrap() []error }:
+		for _, err := range e.Unwrap() {
+			cloudErrors(err, yield)
+		}
+	case interface{ Unwrap() error }:
+		cloudErrors(e.Unwrap(), yield)
+	}
+}

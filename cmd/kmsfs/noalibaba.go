@@ -1,0 +1,13 @@
+//go:build noalibaba
+
+package main
+
+import (
+	"errors"
+
+	"github.com/kmsfs/kmsfs/keyring/cloud"
+)
+
+func newAlibaba(cloud.Config) (opener, error) {
+	return nil, errors.New("Alibaba Cloud KMS is not in this build (tag noalibaba)")
+}
