@@ -13,12 +13,13 @@ import (
 	"github.com/kmsfs/kmsfs/keyring"
 )
 
-// Params are the constants of a volume. All fields but PlaintextNames and Context are required.
+// Params are the constants of a volume. Algorithm and SegmentSize are required.
 type Params struct {
 	Algorithm      header.Algorithm
 	SegmentSize    int                       // bytes, a power of two from 4,096 to 65,536
 	PlaintextNames bool                      // store names as they are
 	Context        keyring.EncryptionContext // bound into every wrapped data key and every header
+	CMKInfo        func() []byte             // returns what [Volume.CMKInfo] keeps, once the CMKs have wrapped the data key; nil for nothing
 }
 
 // Create makes a new volume in dir, which must be empty or not exist, with a new data key wrapped by every CMK of k. On an error
@@ -68,6 +69,13 @@ func Create(ctx context.Context, dir string, p Params, k keyring.Keyring) (_ *he
 	}
 	if err := os.Mkdir(filepath.Join(meta, LinksDir), 0o700); err != nil {
 		return nil, err
+	}
+	if p.CMKInfo != nil {
+		if info := p.CMKInfo(); len(info) > 0 {
+			if err := writeSynced(filepath.Join(meta, cmkInfoFile), sealCMKInfo(dk, h.FileID, info)); err != nil {
+				return nil, err
+			}
+		}
 	}
 	for _, name := range []string{headerCopy, headerFile} {
 		if err := writeSynced(filepath.Join(meta, name), raw); err != nil {

@@ -50,12 +50,9 @@ func (k *keys) wipe() {
 func (v *Volume) Unlock(ctx context.Context, k keyring.Keyring) error {
 	var failures []error
 	for i, c := range v.candidates {
-		dk, err := k.DecryptDataKey(ctx, c.header.EDKs, c.header.Context)
-		if err == nil {
-			err = c.header.Verify(dk)
-			if err != nil {
-				err = fmt.Errorf("%w: %w", ErrDamaged, err)
-			}
+		dk, err := openKey(ctx, k, c.header)
+		if errors.Is(err, header.ErrAuth) {
+			err = fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
 		if err != nil {
 			failures = append(failures, fmt.Errorf("%s: %w", filepath.Join(v.dir, MetaDir, c.name), err))
@@ -149,8 +146,37 @@ func (v *Volume) dataKey(id header.ID) keyring.DataKey {
 	return nil
 }
 
+// openKey unwraps the data key of a header, and authenticates the header with it. A CMK may give back another key than it wrapped: then each of the
+// EDKs is asked for alone, since one of the others may be right.
+func openKey(ctx context.Context, k keyring.Keyring, h *header.Header) (keyring.DataKey, error) {
+	dk, err := k.DecryptDataKey(ctx, h.EDKs, h.Context)
+	if err != nil {
+		return nil, err
+	}
+	wrong := h.Verify(dk)
+	if wrong == nil {
+		return dk, nil
+	}
+	dk.Wipe()
+	if len(h.EDKs) == 1 {
+		return nil, wrong
+	}
+	for i := range h.EDKs {
+		dk, err := k.DecryptDataKey(ctx, h.EDKs[i:i+1], h.Context)
+		if err != nil {
+			continue
+		}
+		if h.Verify(dk) == nil {
+			return dk, nil
+		}
+		dk.Wipe()
+	}
+	return nil, wrong
+}
+
 // unwrap asks the keyring for a data key that is not the volume's own. Only a key that the header
-// authenticates under is remembered; failures never are.
+// authenticates under is remembered; failures never are. Callers that want the same key at the same time share one unwrap, which goes on
+// when one of them leaves.
 func (v *Volume) unwrap(ctx context.Context, h *header.Header) (keyring.DataKey, error) {
 	k := v.keys
 	// Headers with one data key ID but other EDKs must not share the answer: the ID is not authenticated yet.
@@ -158,17 +184,26 @@ func (v *Volume) unwrap(ctx context.Context, h *header.Header) (keyring.DataKey,
 	for _, e := range h.EDKs {
 		flight += e.CMK + "\x00" + string(e.Wrapped)
 	}
-	dk, err, _ := k.flight.Do(flight, func() (any, error) {
-		return k.keyring.DecryptDataKey(ctx, h.EDKs, h.Context)
+	result := k.flight.DoChan(flight, func() (any, error) {
+		if dk := v.dataKey(h.KeyID); dk != nil {
+			return dk, nil // another flight has landed meanwhile
+		}
+		dk, err := openKey(context.WithoutCancel(ctx), k.keyring, h)
+		if err != nil {
+			return nil, err
+		}
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.known[h.KeyID] = hide(dk)
+		return dk, nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("unwrap the data key: %w", err)
+	select {
+	case r := <-result:
+		if r.Err != nil {
+			return nil, fmt.Errorf("unwrap the data key: %w", r.Err)
+		}
+		return r.Val.(keyring.DataKey), nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("unwrap the data key: %w", ctx.Err())
 	}
-	if err := h.Verify(dk.(keyring.DataKey)); err != nil {
-		return nil, err
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.known[h.KeyID] = hide(dk.(keyring.DataKey))
-	return dk.(keyring.DataKey), nil
 }

@@ -6,6 +6,7 @@
 package volume
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -88,6 +89,7 @@ func Open(dir string) (_ *Volume, err error) {
 // readHeaders fills the candidates.
 func (v *Volume) readHeaders() error {
 	var first error // why the header file itself was no good
+	var before []byte
 	missing := 0
 	for _, name := range []string{headerFile, headerCopy} {
 		raw, err := readSmall(v.meta, name, header.MaxSize)
@@ -107,6 +109,10 @@ func (v *Volume) readHeaders() error {
 			}
 			continue
 		}
+		if before != nil && bytes.Equal(raw, before) {
+			continue // asking CMKs for the same again would only take time
+		}
+		before = raw
 		v.candidates = append(v.candidates, candidate{name, h})
 	}
 	switch {
