@@ -26,6 +26,8 @@ type config struct {
 	Algorithm      string            `toml:"algorithm,omitempty"`
 	SegmentSize    int               `toml:"segment-size,omitempty"`
 	PlaintextNames bool              `toml:"plaintext-names,omitempty"`
+	Alibaba        cloudSettings     `toml:"alibaba,omitempty"`
+	Huawei         cloudSettings     `toml:"huawei,omitempty"`
 }
 
 func configFlag() cli.Flag {
@@ -33,7 +35,7 @@ func configFlag() cli.Flag {
 }
 
 func endpointFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "endpoint", Usage: "reach a KMS at `PROVIDER/REGION=URL` (repeatable)", EnvVars: []string{"KMSFS_ENDPOINTS"}}
+	return &cli.StringSliceFlag{Name: "endpoint", Usage: "reach a KMS at `PROVIDER/REGION=URL` (repeatable); more are in $KMSFS_ENDPOINTS"}
 }
 
 func cmkFlag(usage string) cli.Flag {

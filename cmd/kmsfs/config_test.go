@@ -30,8 +30,10 @@ func TestConfig(t *testing.T) {
 		t.Errorf("no file: %+v, %v", c, err)
 	}
 	all := "cmk = ['local:/a']\nendpoint = ['huawei/r=https://h']\noptions = ['ro']\nlog = '/l'\nforeground = true\ncontext = {k = 'v'}\n" +
-		"algorithm = 'sm4-128-gcm'\nsegment-size = 8192\nplaintext-names = true\n"
-	want := config{[]string{"local:/a"}, []string{"huawei/r=https://h"}, []string{"ro"}, "/l", true, map[string]string{"k": "v"}, "sm4-128-gcm", 8192, true}
+		"algorithm = 'sm4-128-gcm'\nsegment-size = 8192\nplaintext-names = true\n" +
+		"[alibaba]\ncredentials = '/a'\nmetadata = 'off'\nrole = 'r'\n[huawei]\ncredentials = '/h'\n"
+	want := config{[]string{"local:/a"}, []string{"huawei/r=https://h"}, []string{"ro"}, "/l", true, map[string]string{"k": "v"}, "sm4-128-gcm", 8192, true,
+		cloudSettings{"/a", "off", "r"}, cloudSettings{Credentials: "/h"}}
 	write(t, filepath.Join(dir, "kmsfs.toml"), all, 0o644)
 	if c, err := loadConfig(""); err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, %v", c, err)

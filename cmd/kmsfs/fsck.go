@@ -157,7 +157,11 @@ func openUnlocked(c *cli.Context, dir string, lock bool) (_ *volume.Volume, err 
 			return nil, err
 		}
 	}
-	return v, t.unlock(c.Context, v)
+	k, err := t.unlock(c.Context, v)
+	if err == nil {
+		warnFailed(c.App.ErrWriter, k)
+	}
+	return v, err
 }
 
 // A bar is a progress bar; nil draws nothing.

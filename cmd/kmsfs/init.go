@@ -103,9 +103,10 @@ func doInit(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	p.CMKInfo = func() []byte { return t.keyrings.info(cmks) }
 	h, err := volume.Create(c.Context, args[0], p, k)
 	if err != nil {
-		return fmt.Errorf("init %s: %w", args[0], err)
+		return fmt.Errorf("init %s: %w", args[0], hinted(err))
 	}
 	if err := writeRecord(h.FileID, cmks); err != nil {
 		fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: no record of the volume was written (%v); mount it with --cmk\n", err)

@@ -3,31 +3,29 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
+	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
+	"sync"
 
-	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/keyring/cloud"
+	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/keyring/local"
 )
 
 // checkCMKs refuses CMK URIs that no provider knows, without opening anything.
 func checkCMKs(cmks []string) error {
 	seen := make(map[string]bool)
-	acs := regexp.MustCompile(`^acs:kms:[a-z0-9-]+:[^:/\s]+:key/[^:/\s]+$`)
-	huawei := regexp.MustCompile(`^huawei:kms:[a-z0-9-]+:[^:/\s]+:key/[^:/\s]+$`)
 	for _, cmk := range cmks {
 		path, isLocal := strings.CutPrefix(cmk, "local:")
-		switch {
+		switch _, err := cloud.ParseCMK(cmk); {
 		case seen[cmk]:
 			return usagef("CMK %s is given twice", cmk)
 		case isLocal && !filepath.IsAbs(path):
 			return usagef("CMK %q: the path must be absolute, such as local:/etc/kmsfs/cmk", cmk)
-		case isLocal, acs.MatchString(cmk), huawei.MatchString(cmk):
-		default:
+		case !isLocal && err != nil:
 			return usagef("CMK %q is none of local:/absolute/path, acs:kms:REGION:ACCOUNT:key/ID and huawei:kms:REGION:PROJECT:key/ID", cmk)
 		}
 		seen[cmk] = true
@@ -35,60 +33,84 @@ func checkCMKs(cmks []string) error {
 	return nil
 }
 
-// keyrings turns CMK URIs into keyrings; nothing else does.
+// keyrings turns CMK URIs into keyrings; nothing else does. One client serves all CMKs of a cloud, so that its cap on the rate of calls holds.
 type keyrings struct {
-	endpoints map[string]string // URL by PROVIDER/REGION
+	clouds map[string]func() (opener, error) // by the scheme of CMK URIs
+	known  map[string]*cloud.KeyInfo         // what a volume keeps of CMKs, by URI; see learn
+	opened map[string]*cloud.Keyring         // by URI
+	logger *slog.Logger                      // is told what goes wrong at CMKs; nil for nobody
 }
 
-// A cmkKeyring is a keyring of one CMK, named as headers name it.
-type cmkKeyring interface {
-	keyring.Keyring
-	CMK() string
+// newKeyrings returns keyrings with the endpoints and the settings of each cloud.
+func newKeyrings(endpoints map[string]string, conf config) *keyrings {
+	s := &keyrings{known: make(map[string]*cloud.KeyInfo), opened: make(map[string]*cloud.Keyring)}
+	connect := func(scheme string, settings cloudSettings) func() (opener, error) {
+		return sync.OnceValues(func() (opener, error) { return providerOf(scheme).connect(settings, endpoints, s.log) })
+	}
+	s.clouds = map[string]func() (opener, error){
+		cloud.Alibaba: connect(cloud.Alibaba, conf.Alibaba),
+		cloud.Huawei:  connect(cloud.Huawei, conf.Huawei),
+	}
+	return s
 }
 
-// open opens one CMK whose URI checkCMKs has passed. Each provider has its case here.
-func (s keyrings) open(cmk string) (cmkKeyring, error) {
-	switch provider, path, _ := strings.Cut(cmk, ":"); provider {
-	case "local":
+func (s *keyrings) log() *slog.Logger {
+	if s.logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.logger
+}
+
+// open opens one CMK whose URI checkCMKs has passed.
+func (s *keyrings) open(cmk string) (failover.CMK, error) {
+	scheme, path, _ := strings.Cut(cmk, ":")
+	if scheme == "local" {
 		k, err := local.Open(path)
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("%w; create one with: kmsfs key new %s", err, path)
 		}
 		return k, err
 	}
-	return nil, errors.New("its provider is not in this build")
+	open, err := s.clouds[scheme]()
+	if err != nil {
+		return nil, err
+	}
+	k, err := open(cmk, s.known[cmk])
+	if err == nil {
+		s.opened[cmk] = k
+	}
+	return k, err
 }
 
 // all returns the keyring of all of cmks, for wrapping: all or nothing.
-func (s keyrings) all(cmks []string) (keyring.Keyring, error) {
+func (s *keyrings) all(cmks []string) (*failover.Keyring, error) {
 	opened, failures := s.each(cmks)
 	if len(failures) > 0 {
 		return nil, fail(exitCMK, "%w", errors.Join(failures...))
 	}
-	list := make([]keyring.Keyring, len(opened))
 	uris := make(map[string]string) // by the CMK's own name
 	for i, k := range opened {
 		if other := uris[k.CMK()]; other != "" {
 			return nil, usagef("CMKs %s and %s are the same", other, cmks[i])
 		}
 		uris[k.CMK()] = cmks[i]
-		list[i] = k
 	}
-	return keyring.Multi(list...), nil
+	return s.join(opened), nil
 }
 
 // any returns the keyring of those of cmks that can be opened, for unwrapping, and what is wrong with the others: any
 // one CMK opens a volume.
-func (s keyrings) any(cmks []string) (keyring.Keyring, []error) {
+func (s *keyrings) any(cmks []string) (*failover.Keyring, []error) {
 	opened, failures := s.each(cmks)
-	list := make([]keyring.Keyring, len(opened))
-	for i, k := range opened {
-		list[i] = k
-	}
-	return keyring.Multi(list...), failures
+	return s.join(opened), failures
 }
 
-func (s keyrings) each(cmks []string) (opened []cmkKeyring, failures []error) {
+// join makes one keyring of several, in the user's order.
+func (s *keyrings) join(cmks []failover.CMK) *failover.Keyring {
+	return failover.New(cmks, failover.Options{OnEvent: func(e failover.Event) { s.log().Warn("CMK "+e.What, "kms", e) }})
+}
+
+func (s *keyrings) each(cmks []string) (opened []failover.CMK, failures []error) {
 	for _, cmk := range cmks {
 		k, err := s.open(cmk)
 		if err != nil {
@@ -98,6 +120,15 @@ func (s keyrings) each(cmks []string) (opened []cmkKeyring, failures []error) {
 		opened = append(opened, k)
 	}
 	return opened, failures
+}
+
+// warnFailed says which CMKs failed where another one could.
+func warnFailed(stderr io.Writer, k *failover.Keyring) {
+	for _, s := range k.Status() {
+		if s.Last != nil && s.Last.Error != "" {
+			fmt.Fprintf(stderr, "kmsfs: warning: %s\n", strings.ReplaceAll(s.Last.Error, "\n", "; "))
+		}
+	}
 }
 
 // parseEndpoints reads PROVIDER/REGION=URL, also several with commas between; the first for a region counts. Plain http reaches only
@@ -113,22 +144,12 @@ func parseEndpoints(lists []string) (map[string]string, error) {
 		if !ok || !hasRegion || region == "" || provider != "alibaba" && provider != "huawei" {
 			return nil, usagef("endpoint %q is not PROVIDER/REGION=URL with provider alibaba or huawei", e)
 		}
-		if !secureURL(to) {
-			return nil, usagef("endpoint %q: the URL must be https://HOST (http:// only to the loopback)", e)
+		if _, err := cloud.ParseEndpoint(to); err != nil {
+			return nil, usagef("endpoint %s: the URL must be https://HOST (http:// only to the loopback): %w", where, err)
 		}
 		if endpoints[where] == "" {
 			endpoints[where] = to
 		}
 	}
 	return endpoints, nil
-}
-
-// secureURL reports whether a URL is https, or http to the machine itself.
-func secureURL(s string) bool {
-	u, err := url.Parse(s)
-	if err != nil || u.Hostname() == "" || u.User != nil {
-		return false
-	}
-	ip := net.ParseIP(u.Hostname())
-	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())
 }

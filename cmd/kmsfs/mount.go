@@ -126,14 +126,17 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 	if err := lockVolume(ctx, v); err != nil {
 		return err
 	}
-	if err := job.trust.unlock(ctx, v); err != nil {
-		return err
-	}
 	logger, closeLog, err := openLog(job.log, stderr)
 	if err != nil {
 		return err
 	}
 	defer closeLog()
+	job.trust.keyrings.logger = logger
+	k, err := job.trust.unlock(ctx, v)
+	if err != nil {
+		return err
+	}
+	warnFailed(stderr, k)
 	if w := v.Warning(); w != "" {
 		logger.Warn("volume header: " + w)
 	}

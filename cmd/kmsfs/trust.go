@@ -17,6 +17,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -28,14 +29,15 @@ const finishWait = 10 * time.Second
 type trust struct {
 	named    []string // CMKs of the command line
 	config   []string // CMKs of the configuration file
-	keyrings keyrings
+	keyrings *keyrings
 }
 
 // newTrust collects and checks what the command line (o being its mount options, if it has any) and the configuration say.
 func newTrust(c *cli.Context, o mountOptions, conf config) (trust, error) {
 	t := trust{named: slices.Concat(c.StringSlice("cmk"), o.cmks), config: conf.CMK}
-	endpoints, err := parseEndpoints(slices.Concat(c.StringSlice("endpoint"), o.endpoints, conf.Endpoint))
-	t.keyrings.endpoints = endpoints
+	environment := []string{os.Getenv("KMSFS_ENDPOINTS")}
+	endpoints, err := parseEndpoints(slices.Concat(c.StringSlice("endpoint"), o.endpoints, environment, conf.Endpoint))
+	t.keyrings = newKeyrings(endpoints, conf)
 	return t, errors.Join(err, checkCMKs(t.named), checkCMKs(t.config))
 }
 
@@ -110,28 +112,33 @@ func lockVolume(ctx context.Context, v *volume.Volume) error {
 	}
 }
 
-// unlock unwraps the volume's data key with the first trusted CMK that can.
-func (t trust) unlock(ctx context.Context, v *volume.Volume) error {
+// unlock unwraps the volume's data key with the first trusted CMK that can, and returns the keyring of the trusted CMKs. It is not nil
+// where there is no error.
+func (t trust) unlock(ctx context.Context, v *volume.Volume) (*failover.Keyring, error) {
 	cmks, err := t.trustedBy(v.Header().FileID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	k, failures := t.keyrings.any(cmks)
+	for _, err := range failures {
+		t.keyrings.log().Warn("CMK cannot be used", "err", err)
+	}
 	if len(failures) < len(cmks) {
 		err := v.Unlock(ctx, k)
 		if err == nil {
-			return nil
+			t.keyrings.learn(v)
+			return k, nil
 		}
 		if exitCode(err) != exitCMK {
-			return err
+			return nil, hinted(err)
 		}
-		failures = append(failures, err)
+		failures = append(failures, hinted(err))
 	}
 	failures = append(failures, wrappedBy(v.Header().EDKs))
 	if len(cmks) == 0 {
-		return fail(exitCMK, "%s: no CMK is trusted for this volume on this machine\n%w", v.Dir(), errors.Join(failures...))
+		return nil, fail(exitCMK, "%s: no CMK is trusted for this volume on this machine\n%w", v.Dir(), errors.Join(failures...))
 	}
-	return fail(exitCMK, "%w", errors.Join(failures...))
+	return nil, fail(exitCMK, "%w", errors.Join(failures...))
 }
 
 // wrappedBy is the hint that says which CMKs would open a volume. Nobody has authenticated them, hence the quotes.

@@ -34,13 +34,13 @@ func TestCheckCMKs(t *testing.T) {
 }
 
 func TestEndpoints(t *testing.T) {
-	got, err := parseEndpoints([]string{"huawei/r=https://a", "huawei/r=https://later,alibaba/r=http://127.0.0.1:80/x", "", "huawei/s=http://[::1]:1", "huawei/t=http://localhost"})
-	if err != nil || len(got) != 4 || got["huawei/r"] != "https://a" || got["alibaba/r"] != "http://127.0.0.1:80/x" {
+	got, err := parseEndpoints([]string{"huawei/r=https://a", "huawei/r=https://later,alibaba/r=http://127.0.0.1:80", "", "huawei/s=http://[::1]:1", "huawei/t=http://localhost"})
+	if err != nil || len(got) != 4 || got["huawei/r"] != "https://a" || got["alibaba/r"] != "http://127.0.0.1:80" {
 		t.Errorf("%v, %v", got, err)
 	}
 	for _, bad := range []string{
 		"x", "aws/r=https://a", "huawei/=https://a", "huawei=https://a", "huawei/r=", "huawei/r=a", "huawei/r=https://", "huawei/r=http://example.org",
-		"huawei/r=http://127.0.0.1.example.org", "huawei/r=http://localhost@example.org", "huawei/r=https://user:secret@example.org", "huawei/r=ftp://localhost", "huawei/r=://",
+		"huawei/r=http://127.0.0.1.example.org", "huawei/r=http://localhost@example.org", "huawei/r=https://user:secret@example.org", "huawei/r=ftp://localhost", "huawei/r=https://a/path", "huawei/r=://",
 	} {
 		if _, err := parseEndpoints([]string{bad}); exitCode(err) != exitUsage {
 			t.Errorf("%q: %v", bad, err)
