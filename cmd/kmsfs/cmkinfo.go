@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"maps"
+	"strings"
 
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 	"github.com/kmsfs/kmsfs/volume"
@@ -29,6 +30,17 @@ func (s *keyrings) info(cmks []string) []byte {
 		panic("internal error: " + err.Error())
 	}
 	return append(b, '\n')
+}
+
+// onlyRSA reports whether every one of cmks, which have wrapped, is an RSA CMK.
+func (s *keyrings) onlyRSA(cmks []string) bool {
+	for _, cmk := range cmks {
+		k := s.opened[cmk]
+		if k == nil || k.Known() == nil || !strings.HasPrefix(k.Known().Spec, "RSA_") {
+			return false
+		}
+	}
+	return true
 }
 
 // learn takes over what an unlocked volume knows of its CMKs, so that keyrings that are opened from now on need not ask. What cannot be read is

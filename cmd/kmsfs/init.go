@@ -108,6 +108,9 @@ func doInit(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("init %s: %w", args[0], hinted(err))
 	}
+	if t.keyrings.onlyRSA(cmks) {
+		fmt.Fprintln(c.App.ErrWriter, "kmsfs: warning: every CMK is an RSA one: whoever has their public keys can make EDKs, so that a header proves less about who wrote it; docs/kms.md says what follows")
+	}
 	if err := writeRecord(h.FileID, cmks); err != nil {
 		fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: no record of the volume was written (%v); mount it with --cmk\n", err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 	"github.com/kmsfs/kmsfs/keyring/failover"
@@ -120,6 +122,55 @@ func (s *keyrings) each(cmks []string) (opened []failover.CMK, failures []error)
 		opened = append(opened, k)
 	}
 	return opened, failures
+}
+
+// stateWait is how long a mount waits for the states of its CMKs, so that warnings reach the terminal. What comes later is only logged.
+const stateWait = 300 * time.Millisecond
+
+// warnStates asks the KMSs for the states of those of cmks that are theirs, in the background, and warns of each that is or will be of no use.
+// It waits a moment for them, unless one is known to be slow. Opening the volume needs none of these calls, and one that fails is no fault.
+func (s *keyrings) warnStates(ctx context.Context, cmks []failover.Status, warn func(string)) {
+	var group sync.WaitGroup
+	slow := false
+	for _, c := range cmks {
+		k := s.opened[c.CMK]
+		if k == nil {
+			continue
+		}
+		slow = slow || c.Skipped != nil
+		group.Go(func() {
+			info, _, err := k.Describe(ctx)
+			var e *cloud.Error
+			switch {
+			case errors.As(err, &e) && (e.Kind == cloud.KeyNotFound || e.Kind == cloud.PendingDeletion || e.Kind == cloud.KeyDisabled):
+				warn(err.Error())
+			case err != nil:
+				s.log().Info("the state of a CMK is not known", "err", err)
+			case info.State == cloud.StatePendingDeletion:
+				when := ""
+				if info.Deletion != "" {
+					when = ", for " + info.Deletion
+				}
+				warn(fmt.Sprintf("CMK %s IS PENDING DELETION%s: cancel that now, or its wrapped keys are lost", k.CMK(), when))
+			case info.State != cloud.StateEnabled:
+				warn(fmt.Sprintf("CMK %s is of no use: its state is %s", k.CMK(), info.State))
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		group.Wait()
+		close(done)
+	}()
+	if slow {
+		return
+	}
+	timer := time.NewTimer(stateWait)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
 }
 
 // warnFailed says which CMKs failed where another one could.

@@ -137,6 +137,12 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 		return err
 	}
 	warnFailed(stderr, k)
+	job.trust.keyrings.warnStates(ctx, k.Status(), func(text string) {
+		logger.Warn(text)
+		if job.log != "stderr" {
+			fmt.Fprintln(stderr, "kmsfs: WARNING: "+text)
+		}
+	})
 	if w := v.Warning(); w != "" {
 		logger.Warn("volume header: " + w)
 	}
