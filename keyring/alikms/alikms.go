@@ -74,7 +74,7 @@ func encryptionContext(digest string) string { return `{"kmsfs":"` + digest + `"
 func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*sdk.Client) error) (cloud.Answer, error) {
 	return c.caller.Do(ctx, cmk, call, func(s cloud.Session) error {
 		config := sdk.NewConfig().WithScheme(strings.ToUpper(s.Endpoint.Scheme)).WithUserAgent("kmsfs")
-		config.Transport = s.Transport
+		config.Transport = bodyTransport{s.Transport}
 		var provider credentials.CredentialsProvider = credentials.NewStaticAKCredentialsProvider(s.Credential.ID, s.Credential.Secret)
 		if s.Credential.Token != "" {
 			provider = credentials.NewStaticSTSCredentialsProvider(s.Credential.ID, s.Credential.Secret, s.Credential.Token)
