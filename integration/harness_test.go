@@ -75,7 +75,7 @@ type result struct {
 func (v *volume) run(t testing.TB, args ...string) result {
 	t.Helper()
 	cmd := exec.Command(binary, args...)
-	cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
+	cmd.Env = append(append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config), v.env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -83,6 +83,8 @@ func (v *volume) run(t testing.TB, args ...string) result {
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
+	v.printed.Write(stdout.Bytes())
+	v.printed.Write(stderr.Bytes())
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
@@ -117,6 +119,8 @@ func (v *volume) refused(t testing.TB, code int, words []string, args ...string)
 type volume struct {
 	dir, cmk, config, cipher, plain, log string
 	mounted                              bool
+	env                                  []string     // beyond the test's own
+	printed                              bytes.Buffer // by every run
 }
 
 // newVolume creates a volume with a local CMK.
