@@ -39,6 +39,9 @@ test: deps deps-databases check unit race bench-check integration
 check:
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags noalibaba ./cmd/kmsfs
+	$(GO) vet -tags nohuawei ./cmd/kmsfs
+	$(GO) build -tags noalibaba,nohuawei -o /dev/null ./cmd/kmsfs
 
 unit:
 	$(GO) test $(LIBRARIES) ./fs ./cmd/...

@@ -175,6 +175,27 @@ func TestReadme(t *testing.T) {
 	}
 }
 
+// TestReadmeRegions runs the second example of README.md, with one of its two regions killed.
+func TestReadmeRegions(t *testing.T) {
+	v := bareVolume(t)
+	build := readmeBlock(t, "set-up is in [docs/kms.md](docs/kms.md).")
+	if build != "go build -o ~/kmsemu ./integration/kmsemu\n\n" {
+		t.Errorf("the commands are %q", build)
+	}
+	home := filepath.Join(v.dir, "home")
+	must(t, os.Mkdir(home, 0o700))
+	shell(t, "..", strings.ReplaceAll(build, "~", home))
+	commands := readmeBlock(t, "Start two regions, each with one CMK, and make a volume that either of them opens:")
+	// The regions end with the script, also where it fails.
+	must(t, os.WriteFile(filepath.Join(v.dir, "commands"), []byte("set -e\ntrap 'kill $hangzhou $beijing 2> /dev/null || true' EXIT\n"+commands), 0o644))
+	got := namespaced(t, v.dir, `env HOME=$PWD/home bash commands 2>&1 | grep -v 'there is no syslog'`)
+	want := regexp.MustCompile(`(?s)^created volume .*\nhello\nkmsfs: warning: acs:kms:cn-hangzhou:.*connection refused\nhello\nCMK .*` +
+		`\nacs:kms:cn-hangzhou:\S+ +- +no +no +no .*\nhuawei:kms:cn-north-4:\S+ +enabled +yes +yes +yes +yes .*1 of 2 CMKs cannot be used\n`)
+	if !want.MatchString(got) {
+		t.Errorf("got\n%s", got)
+	}
+}
+
 // setuidWorks reports whether a program gets its owner's rights when another user runs it.
 func setuidWorks(t *testing.T, path string) bool {
 	t.Helper()
