@@ -302,3 +302,24 @@ func TestRSAAlone(t *testing.T) {
 	must(t, os.Remove(kept))
 	c.reads(t)
 }
+
+// TestEndpointSources says in each place where a region is. Those of the command line win.
+func TestEndpointSources(t *testing.T) {
+	c := newClouds(t, emulator.Options{CMKs: cloudCMKs()[:1]})
+	c.init(t)
+	c.save(t)
+	i := slices.IndexFunc(c.env, func(e string) bool { return strings.HasPrefix(e, "KMSFS_ENDPOINTS=") })
+	endpoint := strings.TrimPrefix(c.env[i], "KMSFS_ENDPOINTS=")
+	nowhere, _, _ := strings.Cut(endpoint, "=")
+	nowhere += "=http://127.0.0.1:1"
+	c.env[i] = "KMSFS_ENDPOINTS=" + nowhere
+	c.refused(t, 6, []string{c.cmks[0], "connection refused"}, "mount", c.cipher, c.plain)
+	c.reads(t, "endpoint="+endpoint)
+	c.ok(t, "fsck", "--endpoint", endpoint, c.cipher)
+	c.env[i] = "KMSFS_ENDPOINTS="
+	c.configure(t, "endpoint = ['"+endpoint+"']\n")
+	c.reads(t)
+	c.refused(t, 6, []string{c.cmks[0]}, "mount", "--endpoint", nowhere, c.cipher, c.plain)
+	c.configure(t, "")
+	c.refused(t, 2, []string{"alibaba/cn-hangzhou", "loopback"}, "mount", "--endpoint", "alibaba/cn-hangzhou=http://192.0.2.1", c.cipher, c.plain)
+}

@@ -118,7 +118,7 @@ func TestManual(t *testing.T) {
 	v := bareVolume(t)
 	flags := regexp.MustCompile(`--[a-z-]+`)
 	seen := 0
-	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"}} {
+	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"keyring", "check", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"}} {
 		for _, flag := range flags.FindAllString(v.ok(t, command...), -1) {
 			seen++
 			if flag != "--help" && flag != "--version" && !strings.Contains(string(manual), "**"+flag+"**") {
