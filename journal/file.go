@@ -75,13 +75,21 @@ var ErrReadOnly = unix.EBADF
 func (j *Journal) Open(fd int, id Inode, writable bool, path func() string) (*File, error) {
 	j.present.Lock()
 	defer j.present.Unlock()
+	f, err := j.open(fd, id, writable)
+	if err == nil {
+		f.path.Store(&path)
+	}
+	return f, err
+}
+
+// open is Open but for the path. present is held for writing.
+func (j *Journal) open(fd int, id Inode, writable bool) (*File, error) {
 	if f := j.files[id]; f != nil {
 		if f.refs == 0 {
 			j.idle--
 		}
 		f.refs++
 		f.closed.Store(false)
-		f.path.Store(&path)
 		unix.Close(fd)
 		return f, nil
 	}
@@ -95,7 +103,6 @@ func (j *Journal) Open(fd int, id Inode, writable bool, path func() string) (*Fi
 		j: j, id: id, fd: fd, disk: disk{j.kernel, fd}, writable: writable, refs: 1,
 		direct: size == 0, size: size, base: size, durable: size, keep: math.MaxInt64,
 	}
-	f.path.Store(&path)
 	j.files[id] = f
 	return f, nil
 }
@@ -257,7 +264,7 @@ func (f *File) reserve(off, n int64) error {
 		from = max(from, f.durable)
 	}
 	if from >= f.durable {
-		if end <= f.reserved {
+		if end <= max(f.reserved, f.durable) {
 			return nil
 		}
 		end = (end + 64<<10) &^ (64<<10 - 1) // the rest is given back when the changes are in place

@@ -8,7 +8,7 @@
 // The bytes of a file that has none yet are written in place, once: there is nothing that a torn write could destroy. Such a file carries a
 // mark (an extended attribute) until it is durable, so that what a power cut leaves of it can be told from damage ([Journal.Suspect]).
 //
-// Lock order: Journal.checkpoints, File.op, then File.placing, Journal.marks, Journal.present or Journal.mu, then File.mu or log.syncing. Nobody waits for room in the log while holding any of them.
+// Lock order: Journal.watching, Journal.checkpoints, File.op, then File.placing, Journal.marks, Journal.present or Journal.mu, then File.mu or log.syncing. Nobody waits for room in the log while holding any of them.
 package journal
 
 import (
@@ -63,8 +63,10 @@ type Journal struct {
 	marked   atomic.Bool // a file was marked since the epoch began
 	unmarked atomic.Bool // the backing has no extended attributes
 
-	renames atomic.Uint64 // counts what may have changed a path
-	deleted atomic.Bool   // files were deleted whose changes are in the logs, and not in place
+	renames  atomic.Uint64              // counts what may have changed a path
+	deleted  atomic.Bool                // files were deleted whose changes are in the logs, and not in place
+	watching sync.RWMutex               // taken before any other
+	moved    func(dir int, name string) // see Watch; guarded by watching
 
 	present sync.RWMutex
 	files   map[Inode]*File // all that are open, or whose changes are not in place; guarded by present
@@ -121,7 +123,7 @@ func Open(root, meta int, o Options) (*Journal, error) {
 		stop:     make(chan struct{}),
 	}
 	j.room = sync.NewCond(&j.mu)
-	if err := j.open(meta, o); err != nil {
+	if err := j.begin(meta, o); err != nil {
 		j.closeLogs()
 		return nil, err
 	}
@@ -132,7 +134,7 @@ func Open(root, meta int, o Options) (*Journal, error) {
 	return j, nil
 }
 
-func (j *Journal) open(meta int, o Options) (err error) {
+func (j *Journal) begin(meta int, o Options) (err error) {
 	flags := unix.O_RDWR | unix.O_CREAT
 	if j.readOnly {
 		flags = unix.O_RDONLY
