@@ -21,14 +21,21 @@ var ErrForeign = errors.New("volume: file is not from a volume like this one")
 
 // keys is what an unlocked volume knows.
 type keys struct {
-	keyring keyring.Keyring
 	names   *names.Keys
 	current header.ID // data key ID of new files
 
 	flight singleflight.Group // one unwrap for each data key at a time
 
-	mu    sync.RWMutex
-	known map[header.ID]hidden // by data key ID; guarded by mu
+	mu      sync.RWMutex
+	keyring keyring.Keyring      // guarded by mu
+	known   map[header.ID]hidden // by data key ID; guarded by mu
+}
+
+// ring is the keyring that unwraps.
+func (k *keys) ring() keyring.Keyring {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.keyring
 }
 
 // A hidden is a data key inside other values: no verb of fmt looks into a function.
@@ -112,6 +119,15 @@ func (v *Volume) SealFile(id header.ID) ([]byte, *blockcrypt.Cipher, error) {
 // OpenFile authenticates the header of a file of the volume, given at least its first [header.Header.Size] bytes, and
 // returns the file's cipher. No CMK is asked if the header's data key is known.
 func (v *Volume) OpenFile(ctx context.Context, raw []byte) (*blockcrypt.Cipher, error) {
+	h, err := v.FileHeader(ctx, raw)
+	if err != nil {
+		return nil, err
+	}
+	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), v.dataKey(h.KeyID), h.FileID)
+}
+
+// FileHeader is OpenFile for those who want the header itself. Its data key is known from then on.
+func (v *Volume) FileHeader(ctx context.Context, raw []byte) (*header.Header, error) {
 	h, err := header.Parse(raw)
 	if err != nil {
 		return nil, err
@@ -134,7 +150,7 @@ func (v *Volume) OpenFile(ctx context.Context, raw []byte) (*blockcrypt.Cipher, 
 	if err := h.Verify(dk); err != nil {
 		return nil, err
 	}
-	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
+	return h, nil
 }
 
 func (v *Volume) dataKey(id header.ID) keyring.DataKey {
@@ -188,7 +204,7 @@ func (v *Volume) unwrap(ctx context.Context, h *header.Header) (keyring.DataKey,
 		if dk := v.dataKey(h.KeyID); dk != nil {
 			return dk, nil // another flight has landed meanwhile
 		}
-		dk, err := openKey(context.WithoutCancel(ctx), k.keyring, h)
+		dk, err := openKey(context.WithoutCancel(ctx), k.ring(), h)
 		if err != nil {
 			return nil, err
 		}

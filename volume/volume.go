@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +46,8 @@ type Volume struct {
 
 	// The candidates for the volume header that parse, best first: the file and, if it differs, its copy.
 	candidates []candidate
-	keys       *keys // nil until Unlock
+	keys       *keys                         // nil until Unlock
+	rewrapped  atomic.Pointer[header.Header] // takes the place of the candidates; nil until SetEDKs
 }
 
 type candidate struct {
@@ -149,7 +151,12 @@ func readSmall(dirfd int, name string, limit int64) ([]byte, error) {
 }
 
 // Header returns the volume's header. Before Unlock nothing in it is authenticated.
-func (v *Volume) Header() *header.Header { return v.candidates[0].header }
+func (v *Volume) Header() *header.Header {
+	if h := v.rewrapped.Load(); h != nil {
+		return h
+	}
+	return v.candidates[0].header
+}
 
 // Dir returns the absolute path of the ciphertext directory, symbolic links resolved.
 func (v *Volume) Dir() string { return v.dir }
