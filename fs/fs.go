@@ -18,6 +18,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -72,6 +73,8 @@ type FS struct {
 	nodes   table
 	dirs    dirs
 	handles handles
+
+	stopped atomic.Bool // files' contents are not to be had, see Server.Stop
 
 	// renames keeps paths still while a request resolves one: held for reading by whatever turns an inode into a
 	// directory and a name, for writing by rename.
@@ -138,11 +141,14 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 	return &Server{f, srv}, nil
 }
 
-// Wait returns when the volume is no longer mounted and every request has been answered.
-func (s *Server) Wait() {
-	s.srv.Wait()
-	s.fs.close()
-}
+// Wait returns when the volume is no longer mounted and every request has been answered. Then Close must be called.
+func (s *Server) Wait() { s.srv.Wait() }
+
+// Close puts in place what is not yet. Nobody may use the journal any more.
+func (s *Server) Close() { s.fs.close() }
+
+// Journal returns the journal through which ciphertext files are changed while the volume is mounted.
+func (s *Server) Journal() *journal.Journal { return s.fs.journal }
 
 // Unmount takes the mount away; it fails while the mount is in use.
 func (s *Server) Unmount() error { return s.srv.Unmount() }

@@ -11,8 +11,8 @@ import (
 	"github.com/kmsfs/kmsfs/blockcrypt"
 )
 
-// content returns what an opener of the inode id has open; it stays open until the kernel releases it.
-func (f *FS) content(id uint64) (*node, *openFile) {
+// opened returns what an opener of the inode id has open, nil if nobody has; it stays open until the kernel releases it.
+func (f *FS) opened(id uint64) (*node, *openFile) {
 	n := f.nodes.get(id)
 	if n == nil {
 		return nil, nil
@@ -22,11 +22,23 @@ func (f *FS) content(id uint64) (*node, *openFile) {
 	return n, n.open
 }
 
+// content is opened for a request that reads or changes plaintext.
+func (f *FS) content(id uint64) (*node, *openFile, fuse.Status) {
+	if f.stopped.Load() {
+		return nil, nil, fuse.EACCES
+	}
+	n, o := f.opened(id)
+	if o == nil {
+		return n, nil, fuse.EBADF
+	}
+	return n, o, fuse.OK
+}
+
 // Read implements [fuse.RawFileSystem].
 func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	n, o := f.content(in.NodeId)
+	n, o, s := f.content(in.NodeId)
 	if o == nil {
-		return nil, fuse.EBADF
+		return nil, s
 	}
 	m, err := o.data.ReadAt(buf[:min(len(buf), int(in.Size))], int64(in.Offset))
 	if err != nil && err != io.EOF {
@@ -37,9 +49,9 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 
 // Write implements [fuse.RawFileSystem].
 func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	n, o := f.content(in.NodeId)
+	n, o, s := f.content(in.NodeId)
 	if o == nil {
-		return 0, fuse.EBADF
+		return 0, s
 	}
 	if err := f.killPrivileges(n, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0); err != nil {
 		return 0, status(err)
@@ -96,7 +108,7 @@ func withoutSetID(mode uint32) uint32 {
 
 // Flush implements [fuse.RawFileSystem]: somebody closes the file.
 func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
-	n, o := f.content(in.NodeId)
+	n, o := f.opened(in.NodeId)
 	if o == nil {
 		return fuse.OK
 	}
@@ -109,7 +121,7 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 
 // Fsync implements [fuse.RawFileSystem].
 func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	n, o := f.content(in.NodeId)
+	n, o := f.opened(in.NodeId)
 	if o == nil {
 		return fuse.EBADF
 	}
@@ -122,9 +134,9 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 
 // Fallocate implements [fuse.RawFileSystem]: plain, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; the kernel passes no other mode.
 func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	n, o := f.content(in.NodeId)
+	n, o, s := f.content(in.NodeId)
 	if o == nil {
-		return fuse.EBADF
+		return s
 	}
 	off, size := int64(in.Offset), int64(in.Length)
 	if off < 0 || size <= 0 || off > blockcrypt.MaxSize-size {
@@ -167,9 +179,9 @@ func allocate(o *openFile, off, size int64, mode uint32) error {
 
 // Lseek implements [fuse.RawFileSystem]: SEEK_DATA and SEEK_HOLE, at the granularity of segments.
 func (f *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	n, o := f.content(in.NodeId)
+	n, o, s := f.content(in.NodeId)
 	if o == nil {
-		return fuse.EBADF
+		return s
 	}
 	seek := o.data.SeekHole
 	switch in.Whence {
@@ -193,10 +205,13 @@ const maxCopy = 64 << 20
 // CopyFileRange implements [fuse.RawFileSystem]: it copies without a round trip for each request's worth of data, and keeps
 // holes.
 func (f *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
-	from, src := f.content(in.NodeId)
-	to, dst := f.content(in.NodeIdOut)
-	if src == nil || dst == nil {
-		return 0, fuse.EBADF
+	from, src, s := f.content(in.NodeId)
+	if src == nil {
+		return 0, s
+	}
+	to, dst, s := f.content(in.NodeIdOut)
+	if dst == nil {
+		return 0, s
 	}
 	if in.Flags != 0 {
 		return 0, fuse.EINVAL

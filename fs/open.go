@@ -55,6 +55,9 @@ func (f *FS) acquire(ctx interrupt, n *node, write bool) (*openFile, error) {
 
 // acquireLocked is acquire for callers that hold renames.
 func (f *FS) acquireLocked(ctx interrupt, n *node, write bool) (*openFile, error) {
+	if f.stopped.Load() {
+		return nil, unix.EACCES
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open == nil {

@@ -26,6 +26,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 			return err
 		}
 		f.journal.Changed(n.key)
+		f.journal.Moved(d.fd, e.Disk)
 		err := f.found(d, e, name, out)
 		if err != nil {
 			// The kernel goes on believing that there is no such entry.

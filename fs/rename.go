@@ -89,6 +89,10 @@ func (f *FS) rename(from, to place, flags uint) error {
 
 	f.journal.Renamed()
 	f.journal.Changed(inodeOf(&old))
+	f.journal.Moved(to.dir.fd, to.entry.Disk)
+	if flags&unix.RENAME_EXCHANGE != 0 {
+		f.journal.Moved(from.dir.fd, from.entry.Disk)
+	}
 	moved := f.nodes.find(inodeOf(&old))
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		if other := f.nodes.find(inodeOf(&target)); other != nil {
