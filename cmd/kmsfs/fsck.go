@@ -169,13 +169,17 @@ type bar struct{ b *progressbar.ProgressBar }
 
 // newBar returns a bar for a check of v if out is a terminal.
 func newBar(ctx context.Context, out io.Writer, v *volume.Volume) *bar {
-	f, ok := out.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
+	if !isTerminal(out) {
 		return nil
 	}
 	return &bar{progressbar.NewOptions64(max(fsck.Size(ctx, v), 1),
 		progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true), progressbar.OptionSetPredictTime(true),
 		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish())}
+}
+
+func isTerminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // progress is what moves the bar, nil if there is none.

@@ -9,7 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
@@ -169,10 +169,13 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 	// From here on nothing may look at the mountpoint: a request to itself would keep a killed daemon from dying.
 	logger.Info("mounted", "volume", v.Header().FileID.String(), "ciphertext", v.Dir(), "mountpoint", job.mountpoint)
 	go job.unmountOnSignal(ctx, srv, logger)
+	answering := job.answer(v, srv, k, logger)
 	ready.ok()
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	_, _ = systemd.SdNotify(false, systemd.SdNotifyReady)
 	srv.Wait()
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	answering.end()
+	srv.Close()
+	_, _ = systemd.SdNotify(false, systemd.SdNotifyStopping)
 	logger.Info("unmounted", "mountpoint", job.mountpoint)
 	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -13,6 +14,7 @@ type mountOptions struct {
 	kernel                         []string // suid, noexec and the like, in order
 	cmks, endpoints                []string
 	log, config                    string
+	keyTTL                         time.Duration // how often the CMKs are asked whether they still would; 0: never
 }
 
 // kernelOptions are handed to the kernel as they are.
@@ -30,7 +32,7 @@ func ignoredOptions() []string {
 func parseOptions(o *mountOptions, list string) error {
 	for opt := range strings.SplitSeq(list, ",") {
 		key, value, hasValue := strings.Cut(opt, "=")
-		if slices.Contains([]string{"cmk", "endpoint", "log", "config"}, key) && value == "" {
+		if slices.Contains([]string{"cmk", "endpoint", "log", "config", "key-ttl"}, key) && value == "" {
 			return usagef("mount option %s needs a value: %s=...", key, key)
 		}
 		switch {
@@ -43,6 +45,12 @@ func parseOptions(o *mountOptions, list string) error {
 			o.log = value
 		case key == "config":
 			o.config = value
+		case key == "key-ttl":
+			ttl, err := time.ParseDuration(value)
+			if err != nil || ttl < time.Second {
+				return usagef("mount option key-ttl=%s is not a duration of at least 1s, such as 10m", value)
+			}
+			o.keyTTL = ttl
 		case opt == "ro" || opt == "rw":
 			o.readOnly = opt == "ro"
 		case opt == "allow_other":
@@ -55,7 +63,7 @@ func parseOptions(o *mountOptions, list string) error {
 			return usagef("mount option remount: a mounted volume cannot change its options; unmount it and mount it again")
 		case strings.HasPrefix(opt, "x-") || strings.HasPrefix(opt, "X-") || key == "comment" || hasValue && key == "user" || slices.Contains(ignoredOptions(), opt):
 		default:
-			known := slices.Concat([]string{"ro", "rw", "allow_other", "nonempty"}, kernelOptions(), []string{"cmk=", "endpoint=", "log=", "config="})
+			known := slices.Concat([]string{"ro", "rw", "allow_other", "nonempty"}, kernelOptions(), []string{"cmk=", "endpoint=", "log=", "config=", "key-ttl="})
 			return usagef("unknown mount option %q%s\nhint: known are %s and what fstab says to others", opt, didYouMean(opt, known), strings.Join(known, ", "))
 		}
 	}
@@ -107,5 +115,5 @@ func helperArgs(args []string) ([]string, error) {
 }
 
 func optionsFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "o", Usage: "mount `OPTIONS`, comma-separated: ro, allow_other, nonempty, suid, dev, noexec, cmk=, endpoint=, log=, config="}
+	return &cli.StringSliceFlag{Name: "o", Usage: "mount `OPTIONS`, comma-separated: ro, allow_other, nonempty, suid, dev, noexec, cmk=, endpoint=, log=, config=, key-ttl="}
 }

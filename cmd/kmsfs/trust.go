@@ -30,6 +30,9 @@ type trust struct {
 	named    []string // CMKs of the command line
 	config   []string // CMKs of the configuration file
 	keyrings *keyrings
+
+	endpoints map[string]string // URL by PROVIDER/REGION
+	settings  config
 }
 
 // newTrust collects and checks what the command line (o being its mount options, if it has any) and the configuration say.
@@ -37,7 +40,7 @@ func newTrust(c *cli.Context, o mountOptions, conf config) (trust, error) {
 	t := trust{named: slices.Concat(c.StringSlice("cmk"), o.cmks), config: conf.CMK}
 	environment := []string{os.Getenv("KMSFS_ENDPOINTS")}
 	endpoints, err := parseEndpoints(slices.Concat(c.StringSlice("endpoint"), o.endpoints, environment, conf.Endpoint))
-	t.keyrings = newKeyrings(endpoints, conf)
+	t.keyrings, t.endpoints, t.settings = newKeyrings(endpoints, conf), endpoints, conf
 	return t, errors.Join(err, checkCMKs(t.named), checkCMKs(t.config))
 }
 

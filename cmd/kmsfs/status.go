@@ -1,0 +1,128 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kmsfs/kmsfs/control"
+)
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:            "status",
+		Usage:           "show a mounted volume: its CMKs and how they answer, its journal, its open files",
+		ArgsUsage:       "MOUNTPOINT",
+		Description:     "Example: kmsfs status /srv/plain",
+		HideHelpCommand: true,
+		OnUsageError:    usageError,
+		Flags:           []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON"}},
+		Action:          doStatus,
+	}
+}
+
+func doStatus(c *cli.Context) error {
+	args, err := operands(c, "MOUNTPOINT")
+	if err != nil {
+		return err
+	}
+	path, err := resolveParent(args[0])
+	if err != nil {
+		return fail(exitMountpoint, "%w", err)
+	}
+	if kind, _, err := mountAt(path); err == nil && kind == "" {
+		// A link to a mountpoint, perhaps. A mount is not touched: its daemon may hang.
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			path = real
+		}
+	}
+	kind, source, err := mountAt(path)
+	switch {
+	case err != nil:
+		return err
+	case kind == "":
+		return fail(exitMountpoint, "%s is not mounted", path)
+	case kind != fsType:
+		return fail(exitMountpoint, "%s is a %s mount, not one of kmsfs", path, kind)
+	}
+	v, err := openVolume(source)
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	socket, err := socketPath(v)
+	if err != nil {
+		return err
+	}
+	var raw json.RawMessage
+	err = control.Call(c.Context, socket, "status", nil, nil, &raw)
+	if errors.Is(err, control.ErrNoDaemon) {
+		return fail(exitOther, "%s: %w; ask as root or as the user who has mounted it", path, err)
+	} else if err != nil {
+		return daemonError(err)
+	}
+	var st mountStatus
+	if err := json.Unmarshal(raw, &st); err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		enc := json.NewEncoder(c.App.Writer)
+		enc.SetIndent("", "  ")
+		return enc.Encode(st)
+	}
+	printStatus(c.App.Writer, &st)
+	return nil
+}
+
+// daemonError gives what a daemon says the exit code that it says.
+func daemonError(err error) error {
+	var e *control.Error
+	if errors.As(err, &e) {
+		return fail(e.Code, "%s", e.Message)
+	}
+	return err
+}
+
+func printStatus(out io.Writer, st *mountStatus) {
+	fmt.Fprintf(out, "volume %s\nciphertext %s\nmounted on %s since %s by process %d (kmsfs %s)\n", st.Volume, st.Ciphertext, st.Mountpoint, st.Since.Format(time.RFC3339), st.PID, st.Version)
+	switch {
+	case !st.Serving:
+		fmt.Fprintf(out, "files are refused since the CMKs are: %s\n", oneLine(st.Keys.Refused))
+	case st.Keys.TTL != "":
+		fmt.Fprintf(out, "the CMKs are asked again every %s\n", st.Keys.TTL)
+	}
+	fmt.Fprintf(out, "%d files open\njournal: %d bytes, %d files waiting\n", st.OpenFiles, st.Journal.Bytes, st.Journal.Waiting)
+	for _, trouble := range []string{st.Journal.Failed, st.Journal.Stuck} {
+		if trouble != "" {
+			fmt.Fprintf(out, "journal: %s\n", oneLine(trouble))
+		}
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\nCMK\tLAST\tLATENCY\tSKIPPED\tOK\tFAILED\tCALLS")
+	for _, c := range st.CMKs {
+		last, latency, skipped, calls := "not asked", "-", "-", 0
+		if r := c.Last; r != nil {
+			last, latency = r.Call+" ok", r.Latency.Round(time.Millisecond).String()
+			if r.Error != "" {
+				last = r.Call + ": " + oneLine(r.Error)
+			}
+		}
+		if c.Skipped != nil {
+			skipped = "until " + c.Skipped.Format(time.TimeOnly)
+		}
+		for _, n := range c.Calls {
+			calls += n
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\n", c.CMK, last, latency, skipped, c.OK, c.Failed, calls)
+	}
+	w.Flush()
+}
+
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
