@@ -303,7 +303,7 @@ func TestRewrapKilled(t *testing.T) {
 		cmd := exec.Command(binary, "rewrap", "--replace", from+"="+to, v.cipher)
 		cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
 		must(t, cmd.Start())
-		eventually(t, "the rewrap begins", func() bool { return reached(toURI) })
+		patiently(t, "the rewrap begins", func() bool { return reached(toURI) })
 		if live && round%2 == 0 {
 			v.killDaemon(t)
 		} else {
@@ -320,7 +320,7 @@ func TestRewrapKilled(t *testing.T) {
 			v.umount(t)
 		}
 		// A daemon whose caller was killed may still be giving up.
-		eventually(t, "the rewrap ends", func() bool {
+		patiently(t, "the rewrap ends", func() bool {
 			r := v.run(t, "rewrap", "--replace", from+"="+to, v.cipher)
 			if r.code != 0 && r.code != 7 {
 				t.Fatalf("round %d: %s", round, r.stderr)
@@ -345,7 +345,7 @@ func (v *volume) killDaemon(t testing.TB) {
 	var st struct{ PID int }
 	must(t, json.Unmarshal([]byte(v.ok(t, "status", "--json", v.plain)), &st))
 	must(t, unix.Kill(st.PID, unix.SIGKILL))
-	eventually(t, "the daemon is gone", func() bool { return errors.Is(unix.Statfs(v.plain, new(unix.Statfs_t)), unix.ENOTCONN) })
+	patiently(t, "the daemon is gone", func() bool { return errors.Is(unix.Statfs(v.plain, new(unix.Statfs_t)), unix.ENOTCONN) })
 	must(t, unix.Unmount(v.plain, unix.MNT_DETACH))
 	v.mounted = false
 }
