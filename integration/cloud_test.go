@@ -217,6 +217,7 @@ func TestEachCMKAlone(t *testing.T) {
 
 // TestEverySubsetOfRegions lets every set of regions refuse connections.
 func TestEverySubsetOfRegions(t *testing.T) {
+	t.Parallel() // it waits, most of its time
 	c := newClouds(t, emulator.Options{})
 	c.init(t)
 	c.save(t)
