@@ -21,6 +21,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 		if err := f.addSideLinks(d, e); err != nil {
 			return err
 		}
+		defer f.journal.Moving()()
 		if err := f.linkNode(n, d, e.Disk); err != nil {
 			f.dropSideLinks(d, e)
 			return err

@@ -39,6 +39,7 @@ func (p place) stat(st *unix.Stat_t) (there bool, err error) {
 }
 
 func (f *FS) rename(from, to place, flags uint) error {
+	defer f.journal.Moving()()
 	var old, target unix.Stat_t
 	if there, err := from.stat(&old); err != nil {
 		return err

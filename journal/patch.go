@@ -67,10 +67,14 @@ func (j *Journal) Watch(moved func(dir int, name string)) (stop func()) {
 	}
 }
 
-// Moved says that an entry is called name, in the open directory dir, now.
-func (j *Journal) Moved(dir int, name string) {
+// Moving is called before entries get other names, and done after Moved has told which: nobody begins or ends to watch in between.
+func (j *Journal) Moving() (done func()) {
 	j.watching.RLock()
-	defer j.watching.RUnlock()
+	return j.watching.RUnlock
+}
+
+// Moved says that an entry is called name, in the open directory dir, now. See Moving.
+func (j *Journal) Moved(dir int, name string) {
 	if j.moved != nil {
 		j.moved(dir, name)
 	}

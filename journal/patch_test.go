@@ -121,11 +121,15 @@ func TestWatch(t *testing.T) {
 	p := newPlace(t)
 	defer p.kill()
 	var moved []string
-	p.j.Moved(p.root, "before")
+	move := func(name string) {
+		defer p.j.Moving()()
+		p.j.Moved(p.root, name)
+	}
+	move("before")
 	stop := p.j.Watch(func(_ int, name string) { moved = append(moved, name) })
-	p.j.Moved(p.root, "during")
+	move("during")
 	stop()
-	p.j.Moved(p.root, "after")
+	move("after")
 	if len(moved) != 1 || moved[0] != "during" {
 		t.Errorf("%v", moved)
 	}
