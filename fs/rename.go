@@ -90,10 +90,6 @@ func (f *FS) rename(from, to place, flags uint) error {
 
 	f.journal.Renamed()
 	f.journal.Changed(inodeOf(&old))
-	f.journal.Moved(to.dir.fd, to.entry.Disk)
-	if flags&unix.RENAME_EXCHANGE != 0 {
-		f.journal.Moved(from.dir.fd, from.entry.Disk)
-	}
 	moved := f.nodes.find(inodeOf(&old))
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		if other := f.nodes.find(inodeOf(&target)); other != nil {
@@ -108,6 +104,11 @@ func (f *FS) rename(from, to place, flags uint) error {
 	}
 	if moved != nil {
 		f.nodes.moved(moved, from.link, to.link)
+	}
+	// Not earlier: whoever is told may ask for paths.
+	f.journal.Moved(to.dir.fd, to.entry.Disk)
+	if flags&unix.RENAME_EXCHANGE != 0 {
+		f.journal.Moved(from.dir.fd, from.entry.Disk)
 	}
 	return nil
 }
