@@ -214,7 +214,7 @@ func TestGrowthEndsWithItsRecord(t *testing.T) {
 	c.p.kill()
 	paths, end := c.paths(), c.disk.now
 	for k := range end + 1 {
-		for range 4 {
+		for range 2 {
 			c.recover(c.disk.cut(k, c.rnd), paths)
 			err := c.check(k)
 			c.p.kill()
@@ -222,6 +222,55 @@ func TestGrowthEndsWithItsRecord(t *testing.T) {
 				t.Fatalf("power cut at %d of %d: %v", k, end, err)
 			}
 		}
+	}
+}
+
+// TestRecordWithoutFile loses a new file but for its name, while a record of a change to it has reached the disk: what is left is an empty file.
+func TestRecordWithoutFile(t *testing.T) {
+	c := newCrashTest(t, 0)
+	write := func(f *crashFile, off int) {
+		b := append(bytes.Clone(f.content()[:off]), bytes.Repeat([]byte{byte(off + 1)}, 5000)...)
+		f.states = append(f.states, crashState{c.disk.now, b})
+		f.f.Begin()
+		if _, err := f.f.WriteAt(b[off:], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+		f.f.End()
+	}
+	lost, other := c.files["a"], c.files["b"]
+	write(other, 0)
+	if err := other.f.Sync(true); err != nil {
+		t.Fatal(err)
+	}
+	write(other, 100)
+	write(lost, 0)
+	if err := lost.f.Release(); err != nil {
+		t.Fatal(err)
+	}
+	lost.f = c.p.file("a")
+	write(lost, 100)
+	if err := lost.f.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.f.Sync(true); err != nil { // the log with both
+		t.Fatal(err)
+	}
+	c.p.kill()
+	paths, empty := c.paths(), 0
+	for range 100 {
+		images := c.disk.cut(c.disk.now, c.rnd)
+		if images[lost.ino].size == 0 {
+			empty++
+		}
+		c.recover(images, paths)
+		err := c.check(c.disk.now)
+		c.p.kill()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if empty == 0 {
+		t.Error("no power cut left nothing of the file")
 	}
 }
 
