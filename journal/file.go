@@ -124,7 +124,14 @@ func (f *File) SetWritable() {
 // beforehand, so that a full disk meets its first change and not a later one.
 func (f *File) Begin() {
 	f.op.Lock()
-	if f.full = nil; f.direct || f.j.reserve() == nil {
+	f.full = nil
+	switch {
+	case f.direct:
+		return
+	case f.stuck != nil && f.ext.bytes() > f.j.limits.log:
+		f.full = f.stuck
+		return
+	case f.j.reserve() == nil:
 		return
 	}
 	f.op.Unlock()
@@ -240,9 +247,6 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 func (f *File) owe(n int64) error {
 	if f.full != nil {
 		return f.full
-	}
-	if f.stuck != nil && f.ext.bytes() > f.j.limits.log {
-		return f.stuck
 	}
 	f.owed += n + extentSize
 	f.j.take(n + extentSize)

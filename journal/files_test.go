@@ -137,7 +137,7 @@ func TestFailedSyncKeepsLog(t *testing.T) {
 // TestOneFileCannotBeChanged fails every write to one file: its neighbours do not notice, and it loses nothing.
 func TestOneFileCannotBeChanged(t *testing.T) {
 	broken := &brokenWrite{fd: -1}
-	p := &volume{t: t, dir: t.TempDir(), options: Options{kernel: broken}}
+	p := &volume{t: t, dir: t.TempDir(), options: Options{kernel: broken, limits: limits{log: 64 << 10, save: 16 << 10, grow: 1 << 20}}}
 	if err := os.Mkdir(filepath.Join(p.dir, ".kmsfs"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -158,8 +158,41 @@ func TestOneFileCannotBeChanged(t *testing.T) {
 	if b := content(t, a); !bytes.Equal(b, bytes.Repeat([]byte{2}, 5000)) {
 		t.Error("a does not read as it should")
 	}
-	p.kill()
+	for n, off := 0, int64(5000); ; n++ { // memory is bounded
+		if n == 100 {
+			t.Fatal("changes of a file that refuses them are accepted for ever")
+		}
+		a.Begin()
+		_, err := a.WriteAt(make([]byte, 5000), off)
+		a.End()
+		if errors.Is(err, unix.EPERM) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		off += 5000
+		if err := p.j.Checkpoint(); !errors.Is(err, unix.EPERM) {
+			t.Fatal(err)
+		}
+	}
+	a.Begin()
+	if err := a.Truncate(5000); !errors.Is(err, unix.EPERM) {
+		t.Error(err)
+	}
+	a.End()
 	broken.fd = -1
+	if err := p.j.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	a.Begin()
+	if err := a.Truncate(5000); err != nil {
+		t.Fatal(err)
+	}
+	a.End()
+	if err := a.Sync(false); err != nil {
+		t.Fatal(err)
+	}
+	p.kill()
 	p.open()
 	p.changed("a")
 	p.kill()

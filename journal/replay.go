@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -188,11 +189,20 @@ func (c *change) open(dir int, path string) (fd int, err error) {
 	if path == "" {
 		return -1, nil
 	}
-	how := func(flags uint64) (int, error) {
-		return unix.Openat2(dir, path, &unix.OpenHow{
-			Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	how := func(flags uint64) (fd int, err error) {
+		flags |= unix.O_NOFOLLOW | unix.O_CLOEXEC
+		err = again(func() error {
+			if !strings.Contains(path, "/") { // where there is no openat2, the walk still finds everything
+				fd, err = unix.Openat(dir, path, int(flags), 0)
+				return err
+			}
+			fd, err = unix.Openat2(dir, path, &unix.OpenHow{
+				Flags:   flags,
+				Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+			})
+			return err
 		})
+		return fd, err
 	}
 	fd, err = how(unix.O_RDWR | unix.O_NONBLOCK)
 	switch err {
@@ -200,7 +210,7 @@ func (c *change) open(dir int, path string) (fd int, err error) {
 		return fd, nil
 	default:
 		return -1, nil
-	case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EIO, unix.EROFS, unix.EINTR, unix.EAGAIN:
+	case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EIO, unix.EROFS, unix.EAGAIN:
 		return -1, fmt.Errorf("open %s: %w", path, err)
 	case unix.EACCES, unix.EPERM, unix.ETXTBSY:
 	}
