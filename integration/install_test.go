@@ -77,7 +77,7 @@ func TestInstall(t *testing.T) {
 	for _, s := range regexp.MustCompile(`(?m)^\.SH "?(.*?)"?$`).FindAllSubmatch(manual, -1) {
 		sections = append(sections, string(s[1]))
 	}
-	const want = "NAME,SYNOPSIS,DESCRIPTION,COMMANDS,TRUST,CONFIGURATION,MOUNT AT BOOT,EXIT STATUS,WHAT DIFFERS FROM A LOCAL FILESYSTEM,EXAMPLE"
+	const want = "NAME,SYNOPSIS,DESCRIPTION,COMMANDS,TRUST,CLOUDS,CONFIGURATION,MOUNT AT BOOT,EXIT STATUS,WHAT DIFFERS FROM A LOCAL FILESYSTEM,EXAMPLE"
 	if got := strings.Join(sections, ","); got != want || !regexp.MustCompile(`(?m)^\.TH "?kmsfs"? "?1"? `).Match(manual) {
 		t.Errorf("the manual has the sections %s", got)
 	}

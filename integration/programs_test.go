@@ -97,14 +97,13 @@ func TestRandomAccess(t *testing.T) {
 	trace := filepath.Join(v.dir, "trace")
 	plain = v.mount(t)
 	pid := strings.TrimSpace(shell(t, v.dir, `pgrep -f "^[^ ]*kmsfs mount.*`+v.cipher+`"`))
-	must(t, os.WriteFile(filepath.Join(v.dir, "trace.sh"), []byte(`strace -f -y -qq -e trace=pread64,pwrite64 -o `+trace+` -p `+pid+` & s=$!
+	must(t, os.WriteFile(filepath.Join(v.dir, "trace.sh"), []byte(`strace -ff -y -qq -e signal=none -e trace=pread64,pwrite64 -o `+trace+` -p `+pid+` & s=$!
 		for i in $(seq 100); do grep -q "TracerPid:	[1-9]" /proc/`+pid+`/status && break; sleep 0.05; done
 		(cd `+plain+`; xfs_io -c 'pwrite -S 0x41 700000000 1' -c fsync big >/dev/null; xfs_io -d -c 'pread 400003072 4096' big >/dev/null)
 		`+binary+` umount `+plain+`; wait $s || true`), 0o755))
 	shell(t, v.dir, "bash "+v.dir+"/trace.sh")
 	v.mounted = false
-	b, err := os.ReadFile(trace)
-	must(t, err)
+	b := traced(t, trace)
 	read, wrote, logged := 0, 0, 0
 	for _, line := range bytes.Split(b, []byte("\n")) {
 		if bytes.Contains(line, []byte("/.kmsfs/journal.")) && bytes.Contains(line, []byte("pwrite64(")) {
@@ -134,6 +133,21 @@ func TestRandomAccess(t *testing.T) {
 	}
 }
 
+// traced returns what strace wrote about each thread; in one file, calls of several threads would interrupt each other's lines.
+func traced(t *testing.T, prefix string) (b []byte) {
+	files, err := filepath.Glob(prefix + ".*")
+	must(t, err)
+	for _, f := range files {
+		if f == prefix+".sh" {
+			continue
+		}
+		part, err := os.ReadFile(f)
+		must(t, err)
+		b = append(b, part...)
+	}
+	return b
+}
+
 // returned is the number behind the last equals sign of a line of strace.
 func returned(line []byte) (n int) {
 	i := bytes.LastIndexByte(line, '=')
@@ -153,14 +167,13 @@ func TestListingOpensNothing(t *testing.T) {
 	plain := v.mount(t)
 	pid := strings.TrimSpace(shell(t, v.dir, `pgrep -f "^[^ ]*kmsfs mount.*`+v.cipher+`"`))
 	trace := filepath.Join(v.dir, "trace")
-	must(t, os.WriteFile(filepath.Join(v.dir, "trace.sh"), []byte(`strace -f -qq -e trace=openat,pread64,newfstatat -o `+trace+` -p `+pid+` & s=$!
+	must(t, os.WriteFile(filepath.Join(v.dir, "trace.sh"), []byte(`strace -ff -qq -e signal=none -e trace=openat,pread64,newfstatat -o `+trace+` -p `+pid+` & s=$!
 		for i in $(seq 100); do grep -q "TracerPid:	[1-9]" /proc/`+pid+`/status && break; sleep 0.05; done
 		ls -l | wc -l; kill $s; wait $s || true`), 0o755))
 	if got := strings.TrimSpace(shell(t, plain, "bash "+v.dir+"/trace.sh")); got != "201" {
 		t.Fatalf("ls printed %s lines", got)
 	}
-	b, err := os.ReadFile(trace)
-	must(t, err)
+	b := traced(t, trace)
 	if stats := bytes.Count(b, []byte("newfstatat(")); stats < 200 {
 		t.Errorf("only %d calls of stat: the trace is not whole", stats)
 	}
