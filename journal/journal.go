@@ -124,6 +124,9 @@ func Open(root, meta int, o Options) (*Journal, error) {
 	}
 	j.room = sync.NewCond(&j.mu)
 	if err := j.begin(meta, o); err != nil {
+		if !errors.Is(err, ErrReplay) {
+			err = fmt.Errorf("%w: %w", ErrReplay, err)
+		}
 		j.closeLogs()
 		return nil, err
 	}
