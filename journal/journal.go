@@ -41,7 +41,7 @@ const (
 	epochEvery = 30 * time.Second
 )
 
-// ErrReplay says that what a crash left in the log cannot be put in place.
+// ErrReplay says that what a crash left in the log cannot be put in place, or that there can be no log.
 var ErrReplay = errors.New("journal: cannot replay")
 
 // An Inode names a ciphertext file.
