@@ -85,7 +85,7 @@ func TestDeletionIsDurable(t *testing.T) {
 	}
 	deleted := s.now
 	p.j.Unlinked(f.id)
-	log := p.j.logs[p.j.active]
+	log, _, _ := p.logs()
 	if err := p.j.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +150,7 @@ func TestOneFileCannotBeChanged(t *testing.T) {
 		if err := p.j.Checkpoint(); !errors.Is(err, unix.EPERM) {
 			t.Errorf("checkpoint: %v", err)
 		}
-		if l := p.j.logs[1-p.j.active]; !l.empty() || p.j.draining {
+		if _, l, draining := p.logs(); !l.empty() || draining {
 			t.Error("the log is not empty")
 		}
 	}
@@ -317,8 +317,11 @@ func TestMarkIsRenewed(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.End()
-		if epoch, ok := readMark(f.fd); !ok || epoch != p.j.epoch {
-			t.Errorf("the mark is of epoch %d (%v), not %d", epoch, ok, p.j.epoch)
+		p.j.marks.RLock()
+		want := p.j.epoch
+		p.j.marks.RUnlock()
+		if epoch, ok := readMark(f.fd); !ok || epoch != want {
+			t.Errorf("the mark is of epoch %d (%v), not %d", epoch, ok, want)
 		}
 		if err := f.Truncate(0); err != nil {
 			t.Fatal(err)
@@ -454,7 +457,7 @@ func TestIdleFiles(t *testing.T) {
 		if err := p.durable(fmt.Sprint(i)).Release(); err != nil {
 			t.Fatal(err)
 		}
-		if n := len(p.j.files); n > crowd+1 {
+		if n := len(p.j.all()); n > crowd+1 {
 			t.Fatalf("%d closed files wait", n)
 		}
 	}

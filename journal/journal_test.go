@@ -239,3 +239,10 @@ func TestRandom(t *testing.T) {
 		}
 	}
 }
+
+// logs returns the log that is written to, the other one, and whether that is being emptied.
+func (p *volume) logs() (active, other *log, draining bool) {
+	p.j.mu.Lock()
+	defer p.j.mu.Unlock()
+	return p.j.logs[p.j.active], p.j.logs[1-p.j.active], p.j.draining
+}
