@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -193,4 +194,11 @@ func first[T comparable](values ...T) (zero T) {
 		}
 	}
 	return zero
+}
+
+// printJSON prints v for scripts.
+func printJSON(out io.Writer, v any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -112,9 +111,7 @@ func doCheck(c *cli.Context) error {
 	}
 	group.Wait()
 	if c.Bool("json") {
-		enc := json.NewEncoder(c.App.Writer)
-		enc.SetIndent("", "  ")
-		err = enc.Encode(rows)
+		err = printJSON(c.App.Writer, rows)
 	} else {
 		err = printChecked(c.App.Writer, rows)
 	}

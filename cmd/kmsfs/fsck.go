@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -87,9 +86,7 @@ func doFsck(c *cli.Context) error {
 	}
 	result.Report = report
 	if c.Bool("json") {
-		enc := json.NewEncoder(c.App.Writer)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(result); err != nil {
+		if err := printJSON(c.App.Writer, result); err != nil {
 			return err
 		}
 	} else {

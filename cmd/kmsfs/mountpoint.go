@@ -99,6 +99,30 @@ func mountAt(path string) (kind, source string, err error) {
 	return top.FSType, top.Source, nil
 }
 
+// ownMount returns the path and the source of a mount of ours that the command line names; instead is what to do with others. The mount is not
+// touched: its daemon may hang.
+func ownMount(operand, instead string) (path, source string, err error) {
+	if path, err = resolveParent(operand); err != nil {
+		return "", "", fail(exitMountpoint, "%w", err)
+	}
+	kind, source, err := mountAt(path)
+	if err == nil && kind == "" { // a link to a mountpoint, perhaps
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			path = real
+		}
+		kind, source, err = mountAt(path)
+	}
+	switch {
+	case err != nil:
+		return "", "", err
+	case kind == "":
+		return "", "", fail(exitMountpoint, "%s is not mounted", path)
+	case kind != fsType:
+		return "", "", fail(exitMountpoint, "%s is a %s mount, not one of kmsfs%s", path, kind, instead)
+	}
+	return path, source, nil
+}
+
 // mountpointOf returns where the volume in dir is mounted, "" if it is not, as far as this process can see.
 func mountpointOf(dir string) string {
 	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {

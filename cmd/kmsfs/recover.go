@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -67,9 +66,7 @@ func doRecover(c *cli.Context) (err error) {
 		return fmt.Errorf("%s: nothing recovered: %w", args[0], err)
 	}
 	if c.Bool("json") {
-		enc := json.NewEncoder(c.App.Writer)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(r); err != nil {
+		if err := printJSON(c.App.Writer, r); err != nil {
 			return err
 		}
 	} else {

@@ -190,9 +190,7 @@ func isLocalID(cmk string) bool {
 
 func printRewrap(c *cli.Context, v *volume.Volume, r rewrapResult) error {
 	if c.Bool("json") {
-		enc := json.NewEncoder(c.App.Writer)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(r); err != nil {
+		if err := printJSON(c.App.Writer, r); err != nil {
 			return err
 		}
 	} else {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -33,24 +32,9 @@ func doStatus(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	path, err := resolveParent(args[0])
+	path, source, err := ownMount(args[0], "")
 	if err != nil {
-		return fail(exitMountpoint, "%w", err)
-	}
-	if kind, _, err := mountAt(path); err == nil && kind == "" {
-		// A link to a mountpoint, perhaps. A mount is not touched: its daemon may hang.
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			path = real
-		}
-	}
-	kind, source, err := mountAt(path)
-	switch {
-	case err != nil:
 		return err
-	case kind == "":
-		return fail(exitMountpoint, "%s is not mounted", path)
-	case kind != fsType:
-		return fail(exitMountpoint, "%s is a %s mount, not one of kmsfs", path, kind)
 	}
 	v, err := openVolume(source)
 	if err != nil {
@@ -73,9 +57,7 @@ func doStatus(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("json") {
-		enc := json.NewEncoder(c.App.Writer)
-		enc.SetIndent("", "  ")
-		return enc.Encode(st)
+		return printJSON(c.App.Writer, st)
 	}
 	printStatus(c.App.Writer, &st)
 	return nil

@@ -35,21 +35,9 @@ func doUmount(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	path, err := resolveParent(args[0])
+	path, source, err := ownMount(args[0], "; use umount(8)")
 	if err != nil {
-		return fail(exitMountpoint, "%w", err)
-	}
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-	}
-	kind, source, err := mountAt(path)
-	switch {
-	case err != nil:
 		return err
-	case kind == "":
-		return fail(exitMountpoint, "%s is not mounted", path)
-	case kind != fsType:
-		return fail(exitMountpoint, "%s is a %s mount, not one of kmsfs; use umount(8)", path, kind)
 	}
 	if isStale(path) {
 		return lazyUnmount(path)
