@@ -66,8 +66,8 @@ type position struct {
 // getVersion is the ioctl FS_IOC_GETVERSION: the generation of an inode number.
 const getVersion = 0x80087601
 
-// ErrReadOnly says that a file was opened for reading only.
-var ErrReadOnly = unix.EBADF
+// errReadOnly says that a file was opened for reading only.
+const errReadOnly = unix.EBADF
 
 // Open makes fd, which it takes over, the content of the file id; path tells where that is in the ciphertext directory, "" if nowhere or
 // unknown. If changes of the file are under way to their place, the File that has them is returned, and fd closed.
@@ -201,20 +201,14 @@ func (f *File) readDisk(p []byte, off int64) error {
 // WriteAt implements [io.WriterAt]. An operation is under way.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if !f.writable {
-		return 0, ErrReadOnly
+		return 0, errReadOnly
 	}
 	if f.direct && !f.marked {
 		if err := f.j.mark(f); err != nil {
 			return 0, err
 		}
 	}
-	split := int64(len(p)) // what goes to memory
-	switch {
-	case f.direct:
-		split = 0
-	case f.growing:
-		split = min(max(f.durable-off, 0), split)
-	}
+	split := f.kept(off, int64(len(p)))
 	if head := p[:split]; split > 0 {
 		if err := f.reserve(off, split); err != nil {
 			return 0, err
@@ -240,6 +234,17 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// kept returns how many bytes of a change of n bytes at off are kept in memory; those behind them go in place. f.op is held.
+func (f *File) kept(off, n int64) int64 {
+	switch {
+	case f.direct:
+		return 0
+	case f.growing:
+		return min(max(f.durable-off, 0), n)
+	}
+	return n
 }
 
 // owe makes sure that a change of n bytes finds space in the log.
@@ -297,7 +302,7 @@ func (f *File) touch() {
 // Truncate implements blockcrypt.Backing. An operation is under way.
 func (f *File) Truncate(n int64) error {
 	if !f.writable {
-		return ErrReadOnly
+		return errReadOnly
 	}
 	inPlace := f.direct || f.growing && n >= f.durable
 	if f.growing && n < f.durable {
@@ -336,15 +341,9 @@ func (f *File) Truncate(n int64) error {
 // PunchHole zeroes a range and frees its space. An operation is under way.
 func (f *File) PunchHole(off, n int64) error {
 	if !f.writable {
-		return ErrReadOnly
+		return errReadOnly
 	}
-	split := n // what is only noted
-	switch {
-	case f.direct:
-		split = 0
-	case f.growing:
-		split = min(max(f.durable-off, 0), n)
-	}
+	split := f.kept(off, n)
 	if split < n {
 		if err := f.disk.PunchHole(off+split, n-split); err != nil {
 			return err

@@ -91,7 +91,6 @@ type Journal struct {
 type Options struct {
 	ReadOnly bool         // the backing cannot be written: nothing may be left to replay
 	Logger   *slog.Logger // default: slog.Default()
-	Progress func(done, total int)
 
 	kernel kernel // nil: linux
 	limits limits // zero: the constants
@@ -123,7 +122,7 @@ func Open(root, meta int, o Options) (*Journal, error) {
 		stop:     make(chan struct{}),
 	}
 	j.room = sync.NewCond(&j.mu)
-	if err := j.begin(meta, o); err != nil {
+	if err := j.begin(meta); err != nil {
 		if !errors.Is(err, ErrReplay) {
 			err = fmt.Errorf("%w: %w", ErrReplay, err)
 		}
@@ -137,7 +136,7 @@ func Open(root, meta int, o Options) (*Journal, error) {
 	return j, nil
 }
 
-func (j *Journal) begin(meta int, o Options) (err error) {
+func (j *Journal) begin(meta int) (err error) {
 	flags := unix.O_RDWR | unix.O_CREAT
 	if j.readOnly {
 		flags = unix.O_RDONLY
@@ -147,7 +146,7 @@ func (j *Journal) begin(meta int, o Options) (err error) {
 			return err
 		}
 	}
-	if err := j.replay(o); err != nil {
+	if err := j.replay(); err != nil {
 		return err
 	}
 	if j.state, err = openState(j.kernel, meta, j.root, flags); err != nil {

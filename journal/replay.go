@@ -45,7 +45,7 @@ func (c *change) add(r *record) {
 }
 
 // replay puts in place what the logs hold, oldest first, and begins with empty logs. It may be cut off at any point, and run again.
-func (j *Journal) replay(o Options) error {
+func (j *Journal) replay() error {
 	old, young := j.logs[0], j.logs[1]
 	if old.generation.Load() > young.generation.Load() {
 		old, young = young, old
@@ -77,7 +77,7 @@ func (j *Journal) replay(o Options) error {
 		}
 		return nil
 	}
-	if err := j.replayAll(order, o); err != nil {
+	if err := j.replayAll(order); err != nil {
 		return err
 	}
 	generation := young.generation.Load()
@@ -93,15 +93,12 @@ func (j *Journal) replay(o Options) error {
 	return nil
 }
 
-func (j *Journal) replayAll(order []*change, o Options) error {
+func (j *Journal) replayAll(order []*change) error {
 	if len(order) == 0 {
 		return nil
 	}
 	done := 0
 	err := j.locate(order, func(c *change, fd int) error {
-		if o.Progress != nil {
-			o.Progress(done, len(order))
-		}
 		done++
 		return c.carryOut(disk{j.kernel, fd})
 	})

@@ -53,11 +53,7 @@ func (f *File) Sync(dataOnly bool) error {
 		}
 		saved = f.saved
 		if whole {
-			f.meta.Store(false)
-			if err := f.flush(disk.sync); err != nil {
-				f.meta.Store(true)
-				return err
-			}
+			return f.syncWhole()
 		}
 		return nil
 	})
@@ -83,15 +79,23 @@ func (f *File) firstSync() error {
 				return err
 			}
 		}
-		f.meta.Store(false)
-		if err := f.flush(disk.sync); err != nil {
-			f.meta.Store(true)
+		if err := f.syncWhole(); err != nil {
 			return err
 		}
 	}
 	f.settleDown()
 	f.synced = f.size > 0
 	return nil
+}
+
+// syncWhole makes durable what is in place, with attributes and name. f.op is held.
+func (f *File) syncWhole() error {
+	f.meta.Store(false) // before: what changes meanwhile is for the next sync
+	err := f.flush(disk.sync)
+	if err != nil {
+		f.meta.Store(true)
+	}
+	return err
 }
 
 // settleDown makes a new file one whose bytes are not touched in place any more. f.op is held.
