@@ -229,7 +229,11 @@ func (f *File) pending() bool {
 
 // place writes extents, neighbours together, and then sets the size.
 func place(d disk, ext overlay, size int64) error {
-	buf := make([]byte, 0, 1<<20)
+	total := int64(0)
+	for _, e := range ext {
+		total += int64(len(e.data))
+	}
+	buf := make([]byte, 0, min(total, 1<<20)) // a checkpoint places many small files
 	start := int64(0)
 	flush := func() error {
 		_, err := d.WriteAt(buf, start)
