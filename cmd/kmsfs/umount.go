@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,8 +16,14 @@ import (
 	"github.com/kmsfs/kmsfs/volume"
 )
 
-// releaseWait bounds how long umount waits for the daemon to finish.
-const releaseWait = 30 * time.Second
+const (
+	// releaseWait bounds how long umount waits for the daemon to finish.
+	releaseWait = 30 * time.Second
+
+	// busyWait bounds how long umount waits for others to leave the mount. Some are just about to: a process between fork and exec
+	// still holds every file that its parent had open.
+	busyWait = 3 * time.Second
+)
 
 func umountCommand() *cli.Command {
 	return &cli.Command{
@@ -50,14 +57,20 @@ func doUmount(c *cli.Context) error {
 
 // unmount takes a mount away: directly as root, through fusermount3 otherwise.
 func unmount(path string) error {
-	if os.Geteuid() != 0 {
-		return fusermount("-u", path)
+	for end := time.Now().Add(busyWait); ; time.Sleep(20 * time.Millisecond) {
+		var err error
+		if os.Geteuid() != 0 {
+			err = fusermount("-u", path)
+		} else {
+			err = unix.Unmount(path, 0)
+		}
+		switch {
+		case !errors.Is(err, unix.EBUSY):
+			return err
+		case time.Now().After(end):
+			return fmt.Errorf("in use; close what uses it (fuser -vm %s shows what)", path)
+		}
 	}
-	err := unix.Unmount(path, 0)
-	if err == unix.EBUSY {
-		return fmt.Errorf("in use; close what uses it (fuser -vm %s shows what)", path)
-	}
-	return err
 }
 
 func lazyUnmount(path string) error {
@@ -67,14 +80,20 @@ func lazyUnmount(path string) error {
 	return unix.Unmount(path, unix.MNT_DETACH)
 }
 
+// fusermount runs fusermount3; its error is EBUSY if the mount is in use.
 func fusermount(flag, path string) error {
 	var stderr bytes.Buffer
 	cmd := exec.Command("fusermount3", flag, path)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+	err := cmd.Run()
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(stderr.String(), "Device or resource busy"):
+		return unix.EBUSY
 	}
-	return nil
+	return fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 }
 
 // waitReleased waits until the daemon has given up the volume's lock.
