@@ -202,7 +202,7 @@ func TestKilledWhileMounting(t *testing.T) {
 		cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
 		must(t, cmd.Start())
 		v.mounted = true
-		for end := time.Now().Add(10 * time.Second); !slices.Contains(mounts(), v.plain) && time.Now().Before(end); {
+		for end := time.Now().Add(time.Minute); !slices.Contains(mounts(), v.plain) && time.Now().Before(end); {
 		}
 		must(t, cmd.Process.Kill())
 		_ = cmd.Wait()

@@ -220,10 +220,10 @@ func shell(t testing.TB, dir, script string) string {
 	return string(out)
 }
 
-// eventually waits until cond holds.
+// eventually waits until cond holds; a loaded machine and retries take their time.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}

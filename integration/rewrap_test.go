@@ -303,7 +303,7 @@ func TestRewrapKilled(t *testing.T) {
 		cmd := exec.Command(binary, "rewrap", "--replace", from+"="+to, v.cipher)
 		cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
 		must(t, cmd.Start())
-		patiently(t, "the rewrap begins", func() bool { return reached(toURI) })
+		eventually(t, "the rewrap begins", func() bool { return reached(toURI) })
 		if live && round%2 == 0 {
 			v.killDaemon(t)
 		} else {
@@ -320,7 +320,7 @@ func TestRewrapKilled(t *testing.T) {
 			v.umount(t)
 		}
 		// A daemon whose caller was killed may still be giving up.
-		patiently(t, "the rewrap ends", func() bool {
+		eventually(t, "the rewrap ends", func() bool {
 			r := v.run(t, "rewrap", "--replace", from+"="+to, v.cipher)
 			if r.code != 0 && r.code != 7 {
 				t.Fatalf("round %d: %s", round, r.stderr)
@@ -345,7 +345,7 @@ func (v *volume) killDaemon(t testing.TB) {
 	var st struct{ PID int }
 	must(t, json.Unmarshal([]byte(v.ok(t, "status", "--json", v.plain)), &st))
 	must(t, unix.Kill(st.PID, unix.SIGKILL))
-	patiently(t, "the daemon is gone", func() bool { return errors.Is(unix.Statfs(v.plain, new(unix.Statfs_t)), unix.ENOTCONN) })
+	eventually(t, "the daemon is gone", func() bool { return errors.Is(unix.Statfs(v.plain, new(unix.Statfs_t)), unix.ENOTCONN) })
 	must(t, unix.Unmount(v.plain, unix.MNT_DETACH))
 	v.mounted = false
 }
@@ -569,7 +569,7 @@ func TestKeyTTL(t *testing.T) {
 	must(t, read())
 
 	must(t, k.SetFaults(emulator.Fault{Kind: emulator.Status, Status: 503}))
-	patiently(t, "the KMS fails", func() bool { return v.status(t).CMKs[0].Failed > 0 })
+	eventually(t, "the KMS fails", func() bool { return v.status(t).CMKs[0].Failed > 0 })
 	if !v.status(t).Serving {
 		t.Error("a KMS that fails has stopped the mount")
 	}
@@ -577,8 +577,8 @@ func TestKeyTTL(t *testing.T) {
 	must(t, read())
 
 	must(t, k.SetState(k.alibaba, emulator.Disabled))
-	patiently(t, "contents are refused", func() bool { return !v.status(t).Serving })
-	patiently(t, "reads are refused", func() bool { return errors.Is(read(), unix.EACCES) })
+	eventually(t, "contents are refused", func() bool { return !v.status(t).Serving })
+	eventually(t, "reads are refused", func() bool { return errors.Is(read(), unix.EACCES) })
 	_, err = os.ReadFile(path)
 	if !errors.Is(err, unix.EACCES) {
 		t.Errorf("open: %v", err)
@@ -599,20 +599,10 @@ func TestKeyTTL(t *testing.T) {
 	}
 
 	must(t, k.SetState(k.alibaba, emulator.Enabled))
-	patiently(t, "contents are served again", func() bool { return read() == nil })
+	eventually(t, "contents are served again", func() bool { return read() == nil })
 	b, err := os.ReadFile(path)
 	if err != nil || string(b) != "content" {
 		t.Errorf("%q, %v", b, err)
-	}
-}
-
-// patiently is eventually for what waits for retries.
-func patiently(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never: %s", what)
-		}
 	}
 }
 
