@@ -24,8 +24,9 @@ type engine interface {
 	serve(data, dir string) []string // the command of the server
 	client(dir string) []string
 	schema() string
-	busy() string         // a statement that makes it write its files, not only its log
-	stop() syscall.Signal // ends it at once, with nothing tidied up
+	bench(dir string, arguments ...string) *exec.Cmd // a benchmark that runs beside, nil if there is none; "-i" makes its tables
+	busy() string                                    // a statement that makes it write its files, not only its log
+	stop() syscall.Signal                            // ends it at once, with nothing tidied up
 	verify(dir string, db *session) []fault
 }
 
@@ -121,6 +122,11 @@ func (h host) install(s stack, image string) error {
 			_, err = db.do(h.schema())
 			err = errors.Join(err, db.close())
 		}
+		if prepare := h.bench(h.dir, "-i", "-q"); err == nil && prepare != nil {
+			if out, failed := prepare.CombinedOutput(); failed != nil {
+				err = fmt.Errorf("%v: %w\n%s", prepare.Args, failed, out)
+			}
+		}
 		return errors.Join(err, srv.end(syscall.SIGTERM))
 	}()
 	return errors.Join(err, m.unmount())
@@ -186,8 +192,17 @@ func (s *server) end(signal syscall.Signal) error {
 }
 
 // load lets clients commit transactions at the same time, the first one n, the others as many as they can meanwhile; after is called after
-// each of the first one's.
+// each of the first one's. The engine's benchmark runs beside them, and is over when the server or they are.
 func (s *server) load(clients []*client, n int, position func() int, after func(i int, db *session) error) error {
+	if beside := s.bench(s.dir, "-n", "-c", "2", "-T", "3600"); beside != nil {
+		if err := beside.Start(); err != nil {
+			return err
+		}
+		defer func() {
+			_ = beside.Process.Kill()
+			_ = beside.Wait()
+		}()
+	}
 	var group errgroup.Group
 	over := make(chan struct{})
 	for _, c := range clients {

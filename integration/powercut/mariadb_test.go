@@ -2,6 +2,7 @@ package powercut
 
 import (
 	"fmt"
+	"os/exec"
 	"strings"
 	"syscall"
 )
@@ -31,6 +32,8 @@ func (mariaDB) client(dir string) []string {
 func (mariaDB) schema() string {
 	return fmt.Sprintf(rowsTable, "INTEGER AUTO_INCREMENT", "ENGINE=InnoDB CHARACTER SET utf8mb4")
 }
+
+func (mariaDB) bench(string, ...string) *exec.Cmd { return nil }
 
 func (mariaDB) busy() string { return "FLUSH TABLES;" }
 

@@ -50,19 +50,31 @@ func (postgreSQL) schema() string {
 	return "CREATE EXTENSION amcheck; " + fmt.Sprintf(rowsTable, "SERIAL", "")
 }
 
+func (p postgreSQL) bench(dir string, arguments ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(p.bin, "pgbench"), append(arguments, "-h", dir, "-U", "postgres", "postgres")...)
+	cmd.Dir = "/"
+	return cmd
+}
+
 func (postgreSQL) busy() string { return "CHECKPOINT;" }
 
 // stop is the signal of an immediate stop.
 func (postgreSQL) stop() syscall.Signal { return syscall.SIGQUIT }
 
-// verify checks every table and index, and that each row of a table is in its indexes.
-func (p postgreSQL) verify(dir string, _ *session) []fault {
+// verify checks every table and index, that each row of a table is in its indexes, and that pgbench's transactions are there as wholes: each adds one
+// amount to an account, a teller and a branch, and to the history.
+func (p postgreSQL) verify(dir string, db *session) []fault {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	check := exec.CommandContext(ctx, filepath.Join(p.bin, "pg_amcheck"), "-h", dir, "-U", "postgres", "--heapallindexed", "--parent-check", "postgres")
 	check.Dir = "/"
 	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
 		return []fault{{Kind: lostBytes, Path: "/data", Detail: fmt.Sprintf("pg_amcheck: %v: %s", err, strings.TrimSpace(string(out)))}}
+	}
+	sums, err := db.do("SELECT count(DISTINCT s), count(s) FROM (SELECT sum(abalance) s FROM pgbench_accounts UNION ALL SELECT sum(tbalance) FROM pgbench_tellers" +
+		" UNION ALL SELECT sum(bbalance) FROM pgbench_branches UNION ALL SELECT coalesce(sum(delta), 0) FROM pgbench_history) x;")
+	if want := []string{"1|4"}; err != nil || !slices.Equal(sums, want) {
+		return []fault{{Kind: lostBytes, Path: "/data", Detail: fmt.Sprintf("pgbench's sums: %q, %v, want %q", sums, err, want)}}
 	}
 	return nil
 }
