@@ -8,7 +8,7 @@ TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
 LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./fsck
 
-.PHONY: all build deps deps-databases demo test check unit race integration bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
+.PHONY: all build deps deps-databases demo test check unit race integration sm4 bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
 
 all: build
 
@@ -54,6 +54,10 @@ race:
 # The tests drive the built binary on real mounts; they need root and FUSE.
 integration:
 	$(GO) test -p 1 -count=1 -timeout 25m ./integration/...
+
+# The tests again, on volumes of SM4.
+sm4:
+	KMSFS_ALGORITHM=sm4-128-gcm $(GO) test -p 1 -count=1 -timeout 25m ./integration
 
 # KMSFS_CUTS power cuts of each kind, KMSFS_DB_CUTS under each database server, from KMSFS_SEED; KMSFS_KEEP=DIR keeps what led to a loss.
 powercut: export KMSFS_CUTS ?= 10000

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,7 +75,7 @@ type result struct {
 // run runs the program in the volume's environment.
 func (v *volume) run(t testing.TB, args ...string) result {
 	t.Helper()
-	cmd := exec.Command(binary, args...)
+	cmd := exec.Command(binary, withAlgorithm(args)...)
 	cmd.Env = append(append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config), v.env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -121,6 +122,15 @@ type volume struct {
 	mounted                              bool
 	env                                  []string     // beyond the test's own
 	printed                              bytes.Buffer // by every run
+}
+
+// withAlgorithm has init make a volume of the algorithm that KMSFS_ALGORITHM names unless the test names one: so all tests run on each.
+func withAlgorithm(args []string) []string {
+	algorithm := os.Getenv("KMSFS_ALGORITHM")
+	if algorithm == "" || args[0] != "init" || slices.Contains(args, "--algorithm") {
+		return args
+	}
+	return slices.Insert(slices.Clone(args), 1, "--algorithm", algorithm)
 }
 
 // newVolume creates a volume with a local CMK.

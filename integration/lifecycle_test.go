@@ -216,7 +216,7 @@ func TestReadOnlyAndFullBacking(t *testing.T) {
 }
 
 func TestInspect(t *testing.T) {
-	v := newVolume(t, "--context", "project=demo, with commas")
+	v := newVolume(t, "--algorithm", "aes-256-gcm", "--context", "project=demo, with commas")
 	must(t, os.WriteFile(filepath.Join(v.mount(t), "f"), make([]byte, 10000), 0o644))
 	v.umount(t)
 	must(t, os.RemoveAll(v.config))

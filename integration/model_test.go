@@ -47,7 +47,7 @@ func (c *child) path(name string) string { return filepath.Join(c.dir, name) }
 func (c *child) plain() string           { return c.path("plain") }
 
 func (c *child) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(binary, args...)
+	cmd := exec.Command(binary, withAlgorithm(args)...)
 	cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+c.path("config"))
 	return cmd
 }
