@@ -112,11 +112,15 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if o == nil {
 		return fuse.OK
 	}
-	err := o.data.Flush()
-	if err == nil {
-		err = o.file.Save()
+	return f.fail(n, "write", o.save())
+}
+
+// save makes sure that the end of the daemon does not cost what was written.
+func (o *openFile) save() error {
+	if err := o.data.Flush(); err != nil {
+		return err
 	}
-	return f.fail(n, "write", err)
+	return o.file.Save()
 }
 
 // Fsync implements [fuse.RawFileSystem].

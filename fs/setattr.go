@@ -54,7 +54,10 @@ func (f *FS) setattr(cancel <-chan struct{}, n *node, in *fuse.SetAttrIn) error 
 			if err := f.killPrivileges(n, in.Valid&fuse.FATTR_KILL_SUIDGID != 0); err != nil {
 				return err
 			}
-			return o.data.Truncate(int64(size))
+			if err := o.data.Truncate(int64(size)); err != nil || in.Valid&fuse.FATTR_FH != 0 {
+				return err
+			}
+			return o.save() // no close will follow, should only readers have it open
 		})
 		if err != nil {
 			return err

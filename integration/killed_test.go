@@ -86,6 +86,37 @@ func TestKilledUnderLoad(t *testing.T) {
 	must(t, c.Unmount())
 }
 
+// TestKilledAfterTruncate changes the size of files by path while somebody reads them, who promises nothing by closing them.
+func TestKilledAfterTruncate(t *testing.T) {
+	v, err := newChild(t)()
+	must(t, err)
+	c := v.(*child)
+	defer c.Close()
+	plain, err := c.Mount()
+	must(t, err)
+	sizes := map[string]int64{"emptied": 0, "cut": 5000, "grown": 30000}
+	for name, size := range sizes {
+		path := filepath.Join(plain, name)
+		f, err := os.Create(path)
+		must(t, err)
+		_, err = f.Write(make([]byte, 20000))
+		must(t, errors.Join(err, f.Sync(), f.Close()))
+		reader, err := os.Open(path)
+		must(t, err)
+		defer reader.Close()
+		must(t, os.Truncate(path, size))
+	}
+	must(t, c.Kill())
+	_, err = c.Mount()
+	must(t, err)
+	for name, size := range sizes {
+		if b, err := os.ReadFile(filepath.Join(plain, name)); err != nil || !bytes.Equal(b, make([]byte, size)) {
+			t.Errorf("%s: %d bytes, want %d zeros; %v", name, len(b), size, err)
+		}
+	}
+	must(t, c.Unmount())
+}
+
 // A load is a program that notes what it has been promised.
 type load interface {
 	prepare() error
