@@ -92,7 +92,8 @@ func with(make func() (Volume, error), fn func(r *runner) error) error {
 	return fn(r)
 }
 
-// shrink drops operations from a script that failed while it still fails: halves, then quarters, down to single ones.
+// shrink drops operations from a script that failed while it still fails: of a long one first all but the last, then halves, then quarters, down to
+// single ones.
 func shrink(c Config, s Script, err error) error {
 	limit := c.Shrink
 	if limit == 0 {
@@ -108,7 +109,10 @@ func shrink(c Config, s Script, err error) error {
 		}
 		return err != nil
 	}
-	if !fails(s) {
+	for last := 1000; last < len(s) && !best.Shrunk; last *= 10 {
+		fails(s[len(s)-last:])
+	}
+	if !best.Shrunk && !fails(s) {
 		return best
 	}
 	for size := (len(s) + 1) / 2; size > 0; size /= 2 {
