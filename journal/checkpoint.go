@@ -265,28 +265,28 @@ func (j *Journal) syncAll(files []*File) error {
 	var fds []*File
 	for _, f := range files {
 		f.op.Lock()
-		if f.unsynced {
+		if f.unsynced || f.untimed {
 			fds = append(fds, f)
 		}
 		f.op.Unlock()
 	}
 	whole := len(fds) > maxSyncs
-	if whole {
-		if err := j.syncFS(); err != nil {
-			return err
-		}
-	}
 	for _, f := range fds {
 		f.op.Lock()
 		var err error
 		switch {
 		case whole:
-			f.unsynced = false
-		case f.unsynced: // else it was synced, or is gone
-			err = f.flush(disk.syncData)
+			f.unsynced, f.untimed = false, false // before: what comes meanwhile is for the next checkpoint
+		case f.unsynced || f.untimed: // else it was synced, or is gone
+			err = f.flush(true) // the modification time, too: the log will not have it any more
 		}
 		f.op.Unlock()
 		if err != nil {
+			return err
+		}
+	}
+	if whole {
+		if err := j.syncFS(); err != nil {
 			return err
 		}
 	}
@@ -308,16 +308,20 @@ func (j *Journal) syncFS() error {
 	return nil
 }
 
-// flush syncs f in place. f.op is held.
-func (f *File) flush(sync func(disk) error) error {
-	err := sync(f.disk)
+// flush makes the content of f durable in place and, if whole, its attributes. f.op is held.
+func (f *File) flush(whole bool) error {
+	sync := f.disk.syncData
+	if whole {
+		sync = f.disk.sync
+	}
+	err := sync()
 	if err != nil && f.unsynced {
 		f.j.mu.Lock()
 		defer f.j.mu.Unlock()
 		return f.j.fail(f.known, err)
 	}
 	if err == nil {
-		f.unsynced = false
+		f.unsynced, f.untimed = false, f.untimed && !whole
 	}
 	return err
 }

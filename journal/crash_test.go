@@ -26,19 +26,35 @@ type crashFile struct {
 	ino      uint64
 	f        *File
 	states   []crashState // one after each operation
-	promises []promise
+	promises []promise    // by syncs, of content
+	times    []promise    // likewise, of the modification time
+	held     []promise    // of that, by whatever a killed daemon must not lose
 	open     bool
 	busy     bool // an operation is under way
 }
 
 // A crashState is what a file was from a time on; the operation that made it so began then.
 type crashState struct {
-	at      int
-	content []byte
+	at       int
+	content  []byte
+	from, to uint64 // modification times that it had
 }
 
 // A promise says that from a time on the file is as in a state, or a later one.
-type promise struct{ at, state int }
+type promise struct {
+	at, state int
+	mtime     uint64 // in that state
+}
+
+// latest returns what is promised at time k; ok is false if nothing is.
+func latest(promises []promise, k int) (last promise, ok bool) {
+	for _, p := range promises {
+		if p.at <= k && p.state >= last.state {
+			last, ok = p, true
+		}
+	}
+	return last, ok
+}
 
 func newCrashTest(t *testing.T, seed uint64) *crashTest {
 	c := &crashTest{t: t, rnd: rand.New(rand.NewPCG(seed, 7)), disk: newSim(t, nil), names: []string{"a", "b", "c", "d"}, files: make(map[string]*crashFile)}
@@ -49,7 +65,7 @@ func newCrashTest(t *testing.T, seed uint64) *crashTest {
 	c.p.open()
 	c.p.halt()
 	for _, name := range c.names {
-		f := &crashFile{name: name, f: c.p.file(name), open: true, states: []crashState{{}}}
+		f := &crashFile{name: name, f: c.p.file(name), open: true, states: []crashState{{from: simTime(0), to: simTime(0)}}}
 		f.ino = f.f.id.Ino
 		c.files[name] = f
 		c.disk.file(f.f.fd) // it is there from the beginning
@@ -59,13 +75,43 @@ func newCrashTest(t *testing.T, seed uint64) *crashTest {
 
 func (f *crashFile) content() []byte { return f.states[len(f.states)-1].content }
 
+// now is a promise that f stays as it is.
+func (c *crashTest) now(f *crashFile) promise {
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(c.p.dir, f.name), &st); err != nil {
+		c.t.Fatal(err)
+	}
+	return promise{c.disk.now, len(f.states) - 1, stamp(st.Mtim)}
+}
+
 // promised notes that all of f is durable now.
-func (f *crashFile) promised(at int) { f.promises = append(f.promises, promise{at, len(f.states) - 1}) }
+func (c *crashTest) promised(f *crashFile) {
+	p := c.now(f)
+	f.promises, f.times, f.held = append(f.promises, p), append(f.times, p), append(f.held, p)
+}
+
+// closed notes that f survives a kill.
+func (c *crashTest) closed(f *crashFile) { f.held = append(f.held, c.now(f)) }
+
+// touch sets the modification time to one that no other call sets.
+func (c *crashTest) touch(f *crashFile) {
+	t := unix.Timespec{Sec: 1e8 + int64(c.disk.now), Nsec: 5}
+	fd, err := unix.Open(filepath.Join(c.p.dir, f.name), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	f.states = append(f.states, crashState{c.disk.now, f.content(), stamp(t), stamp(t)})
+	if err := c.p.j.Times(f.f.id, func() error { return c.disk.setModified(fd, t) }); err != nil {
+		c.t.Fatal(err)
+	}
+	c.closed(f)
+}
 
 // change runs one operation of several changes.
 func (c *crashTest) change(f *crashFile) {
 	m := bytes.Clone(f.content())
-	f.states = append(f.states, crashState{at: c.disk.now})
+	f.states = append(f.states, crashState{at: c.disk.now, from: simTime(c.disk.now + 1)})
 	must := func(err error) {
 		if err != nil {
 			c.t.Fatal(err)
@@ -116,8 +162,10 @@ func (c *crashTest) change(f *crashFile) {
 			}
 		}
 	}
-	f.states[len(f.states)-1].content = m
+	s := &f.states[len(f.states)-1]
+	s.content = m
 	f.f.End()
+	s.to = simTime(c.disk.now)
 }
 
 // step does something with one file.
@@ -127,6 +175,10 @@ func (c *crashTest) step(f *crashFile) {
 	}
 	f.busy = true
 	defer func() { f.busy = false }()
+	if c.rnd.IntN(10) == 0 {
+		c.touch(f)
+		return
+	}
 	if !f.open {
 		f.f, f.open = c.p.file(f.name), true
 	}
@@ -134,19 +186,27 @@ func (c *crashTest) step(f *crashFile) {
 	default:
 		c.change(f)
 	case 0, 1:
-		if err := f.f.Sync(c.rnd.IntN(2) == 0); err != nil {
+		dataOnly := c.rnd.IntN(2) == 0
+		if err := f.f.Sync(dataOnly); err != nil {
 			c.t.Fatal(err)
 		}
-		f.promised(c.disk.now)
+		if !dataOnly {
+			c.promised(f)
+			return
+		}
+		f.promises = append(f.promises, c.now(f))
+		c.closed(f)
 	case 2:
 		if err := f.f.Save(); err != nil {
 			c.t.Fatal(err)
 		}
+		c.closed(f)
 	case 3:
 		if err := f.f.Release(); err != nil {
 			c.t.Fatal(err)
 		}
 		f.open = false
+		c.closed(f)
 	}
 }
 
@@ -192,7 +252,7 @@ func (c *crashTest) run(steps int) {
 				c.t.Fatal(err)
 			}
 			for _, f := range direct {
-				f.promised(c.disk.now)
+				c.promised(f)
 			}
 		}
 		select {
@@ -229,16 +289,12 @@ func (c *crashTest) recover(images map[uint64]image, paths map[uint64]string) *s
 	return s
 }
 
-// check compares every file with what it may be after a power cut at time k.
-func (c *crashTest) check(k int) error {
+// check compares every file with what it may be after a power cut at time k, or a kill.
+func (c *crashTest) check(k int, killed bool) error {
 	for _, name := range c.names {
 		f := c.files[name]
-		from := 0
-		for _, p := range f.promises {
-			if p.at <= k {
-				from = max(from, p.state)
-			}
-		}
+		promised, _ := latest(f.promises, k)
+		from := promised.state
 		file := c.p.file(name)
 		got, ok := content(c.t, file), false
 		suspect := c.p.j.Suspect(file.fd)
@@ -256,12 +312,37 @@ func (c *crashTest) check(k int) error {
 		if !ok {
 			return fmt.Errorf("%s has %d bytes, which is none of the %d states that it may have from %d on (%d bytes promised); in doubt: %v", name, len(got), may, from, len(f.states[from].content), suspect)
 		}
+		times := f.times
+		if killed {
+			times = f.held
+		}
+		if err := f.checkTime(file.modified(), times, k); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
+// checkTime compares a modification time with what was promised.
+func (f *crashFile) checkTime(got uint64, promises []promise, k int) error {
+	later := f.states
+	p, ok := latest(promises, k)
+	if ok {
+		later = f.states[p.state+1:]
+	}
+	if ok && got == p.mtime {
+		return nil
+	}
+	for _, s := range later {
+		if s.at <= k && s.from <= got && got <= s.to {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s was modified at %v, which is neither the time promised, %v, nor a later one", f.name, unstamp(got), unstamp(p.mtime))
+}
+
 // TestPowerCut cuts the power at many points of random work, and at points of the replays that follow: every file is as it was promised last, or as a
-// later operation left it, whole.
+// later operation left it, whole, with the modification time of then. After a kill, so is the time of what was closed.
 func TestPowerCut(t *testing.T) {
 	for seed := range uint64(powerSeeds) {
 		c := newCrashTest(t, seed)
@@ -275,7 +356,7 @@ func TestPowerCut(t *testing.T) {
 			}
 			images := c.disk.cut(k, c.rnd)
 			s := c.recover(images, paths)
-			err := c.check(k)
+			err := c.check(k, false)
 			c.p.kill()
 			if err != nil {
 				t.Fatalf("seed %d, power cut at %d of %d: %v", seed, k, end, err)
@@ -283,11 +364,17 @@ func TestPowerCut(t *testing.T) {
 			for range c.rnd.IntN(2) {
 				again := c.rnd.IntN(s.now + 1)
 				c.recover(s.cut(again, c.rnd), paths)
-				err := c.check(k)
+				err := c.check(k, false)
 				c.p.kill()
 				if err != nil {
 					t.Fatalf("seed %d, power cut at %d of %d and at %d of %d of the replay: %v", seed, k, end, again, s.now, err)
 				}
+			}
+			c.recover(c.disk.cut(k, nil), paths)
+			err = c.check(k, true)
+			c.p.kill()
+			if err != nil {
+				t.Fatalf("seed %d, killed at %d of %d: %v", seed, k, end, err)
 			}
 		}
 	}

@@ -91,6 +91,9 @@ func (d disk) Preallocate(off, n int64) error {
 	return again(func() error { return d.kernel.fallocate(d.fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
 }
 
+// setModified sets the modification time. An error is none for whoever changes the content: only the owner may set a time other than now.
+func (d disk) setModified(t unix.Timespec) { _ = d.kernel.setModified(d.fd, t) }
+
 // SeekData returns the next offset that may hold data, io.EOF if there is none.
 func (d disk) SeekData(off int64) (int64, error) {
 	at, err := unix.Seek(d.fd, off, unix.SEEK_DATA)

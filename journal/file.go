@@ -35,7 +35,7 @@ type File struct {
 	marked   bool     // new, and the mark is on it
 	synced   bool     // was durable in place once since it was opened
 	touched  bool     // this operation has set the times
-	solid    bool     // has no holes below durable: a change needs no space
+	solid    int64    // bytes below which there are no holes: a change needs no space
 	reserved int64    // bytes below which space was reserved past durable
 	durable  int64    // bytes in place that must not be touched
 	growing  bool     // what lies past durable goes in place
@@ -46,7 +46,9 @@ type File struct {
 	owed     int64    // what it has reserved in the log
 	keep     int64    // the smallest size since the last save
 	saved    position // of the last record
+	mtime    uint64   // what that says
 	unsynced bool     // was changed in place, and is not durable there
+	untimed  bool     // the modification time is that of a record, and may not be durable in place
 
 	placing sync.RWMutex // held while changes are put in place, which shows in the times; taken after op
 
@@ -263,13 +265,9 @@ func (f *File) reserve(off, n int64) error {
 		return err
 	}
 	end := off + n
-	if off < f.durable && !f.solid {
-		at, err := unix.Seek(f.fd, 0, unix.SEEK_HOLE)
-		f.solid = err == nil && at >= f.durable
-	}
 	from := off
-	if f.solid {
-		from = max(from, f.durable)
+	if off < f.durable {
+		from = max(off, f.dense())
 	}
 	if from >= f.durable {
 		if end <= max(f.reserved, f.durable) {
@@ -290,13 +288,23 @@ func (f *File) reserve(off, n int64) error {
 	return err
 }
 
+// dense returns how many bytes below durable come before the first hole.
+func (f *File) dense() int64 {
+	if f.solid < f.durable {
+		if at, err := unix.Seek(f.fd, 0, unix.SEEK_HOLE); err == nil {
+			f.solid = min(at, f.durable)
+		}
+	}
+	return f.solid
+}
+
 // touch sets the times that a write in place would set.
 func (f *File) touch() {
 	if f.touched {
 		return
 	}
 	f.touched = true
-	_ = setTimes(f.fd, unix.Timespec{Nsec: unix.UTIME_OMIT}, unix.Timespec{Nsec: unix.UTIME_NOW})
+	f.disk.setModified(unix.Timespec{Nsec: unix.UTIME_NOW})
 }
 
 // Truncate implements blockcrypt.Backing. An operation is under way.
@@ -365,7 +373,10 @@ func (f *File) PunchHole(off, n int64) error {
 }
 
 // Preallocate reserves space, without a change of size.
-func (f *File) Preallocate(off, n int64) error { return f.disk.Preallocate(off, n) }
+func (f *File) Preallocate(off, n int64) error {
+	defer f.meta.Store(true) // it shows in the times
+	return f.disk.Preallocate(off, n)
+}
 
 // SeekData returns the next offset that may hold data, io.EOF if there is none.
 func (f *File) SeekData(off int64) (int64, error) {

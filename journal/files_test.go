@@ -218,18 +218,19 @@ func TestGrowthEndsWithItsRecord(t *testing.T) {
 	f := c.files["a"]
 	write := func(n int) {
 		off := len(f.content())
-		f.states = append(f.states, crashState{c.disk.now, bytes.Repeat([]byte{7}, off+n)})
+		f.states = append(f.states, crashState{at: c.disk.now, content: bytes.Repeat([]byte{7}, off+n), from: simTime(c.disk.now)})
 		f.f.Begin()
 		if _, err := f.f.WriteAt(bytes.Repeat([]byte{7}, n), int64(off)); err != nil {
 			t.Fatal(err)
 		}
 		f.f.End()
+		f.states[len(f.states)-1].to = simTime(c.disk.now)
 	}
 	write(5000)
 	if err := f.f.Sync(false); err != nil {
 		t.Fatal(err)
 	}
-	f.promised(c.disk.now)
+	c.promised(f)
 	write(30 << 10)
 	if !f.f.growing {
 		t.Fatal("the file does not grow in place")
@@ -237,19 +238,19 @@ func TestGrowthEndsWithItsRecord(t *testing.T) {
 	if err := c.p.j.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	f.promised(c.disk.now)
+	c.promised(f)
 	write(30 << 10)
 	write(30 << 10)
 	if err := f.f.Sync(false); err != nil {
 		t.Fatal(err)
 	}
-	f.promised(c.disk.now)
+	c.promised(f)
 	c.p.kill()
 	paths, end := c.paths(), c.disk.now
 	for k := range end + 1 {
 		for range 2 {
 			c.recover(c.disk.cut(k, c.rnd), paths)
-			err := c.check(k)
+			err := c.check(k, false)
 			c.p.kill()
 			if err != nil {
 				t.Fatalf("power cut at %d of %d: %v", k, end, err)
@@ -263,12 +264,13 @@ func TestRecordWithoutFile(t *testing.T) {
 	c := newCrashTest(t, 0)
 	write := func(f *crashFile, off int) {
 		b := append(bytes.Clone(f.content()[:off]), bytes.Repeat([]byte{byte(off + 1)}, 5000)...)
-		f.states = append(f.states, crashState{c.disk.now, b})
+		f.states = append(f.states, crashState{at: c.disk.now, content: b, from: simTime(c.disk.now)})
 		f.f.Begin()
 		if _, err := f.f.WriteAt(b[off:], int64(off)); err != nil {
 			t.Fatal(err)
 		}
 		f.f.End()
+		f.states[len(f.states)-1].to = simTime(c.disk.now)
 	}
 	lost, other := c.files["a"], c.files["b"]
 	write(other, 0)
@@ -296,7 +298,7 @@ func TestRecordWithoutFile(t *testing.T) {
 			empty++
 		}
 		c.recover(images, paths)
-		err := c.check(c.disk.now)
+		err := c.check(c.disk.now, false)
 		c.p.kill()
 		if err != nil {
 			t.Fatal(err)
@@ -338,7 +340,7 @@ func TestMarkIsRenewed(t *testing.T) {
 	write()
 }
 
-// brokenSync fails fdatasync of one descriptor.
+// brokenSync fails fdatasync and fsync of one descriptor.
 type brokenSync struct {
 	linux
 	fd int
@@ -349,6 +351,13 @@ func (b *brokenSync) fdatasync(fd int) error {
 		return unix.EIO
 	}
 	return b.linux.fdatasync(fd)
+}
+
+func (b *brokenSync) fsync(fd int) error {
+	if fd == b.fd {
+		return unix.EIO
+	}
+	return b.linux.fsync(fd)
 }
 
 // TestReplayManyFiles replays the changes of more files than the process may have open.

@@ -1,6 +1,10 @@
 package journal
 
-import "golang.org/x/sys/unix"
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
 
 // A kernel carries out the system calls that durability depends on, all that change a ciphertext file or make it durable. Tests put one in its place
 // that records them.
@@ -8,6 +12,7 @@ type kernel interface {
 	pwrite(fd int, p []byte, off int64) (int, error)
 	ftruncate(fd int, size int64) error
 	fallocate(fd int, mode uint32, off, n int64) error
+	setModified(fd int, t unix.Timespec) error
 	setMark(fd int, epoch []byte) error
 	removeMark(fd int) error
 	fdatasync(fd int) error
@@ -29,6 +34,16 @@ func (linux) syncfs(fd int) error                             { return unix.Sync
 
 func (linux) fallocate(fd int, mode uint32, off, n int64) error {
 	return unix.Fallocate(fd, mode, off, n)
+}
+
+// setModified is futimens(3), which leaves the access time alone.
+func (linux) setModified(fd int, t unix.Timespec) error {
+	times := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, t}
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times)), 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func (linux) writeOut(fd int) error {

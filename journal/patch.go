@@ -99,6 +99,9 @@ func (f *File) head(n int) ([]byte, error) {
 // Patch replaces the first n bytes of a file by what edit makes of them, as one operation that leaves the modification time alone. edit is
 // given fewer bytes if the file has no more; nil is no change.
 func (f *File) Patch(n int, edit func(old []byte) ([]byte, error)) error {
+	f.op.Lock()
+	f.settleDown() // a change in place would show in the times
+	f.op.Unlock()
 	f.Begin()
 	defer f.End()
 	old, err := f.head(n)
@@ -114,9 +117,18 @@ func (f *File) Patch(n int, edit func(old []byte) ([]byte, error)) error {
 		return err
 	}
 	f.touched = true // not even for a moment are the times others
+	if f.dense() < int64(len(b)) {
+		// Space will be reserved, which changes them for a moment: a crash then finds them in the log.
+		f.changed = true
+		if err := f.save(true); err != nil {
+			return err
+		}
+		if err := f.j.sync(f.saved); err != nil {
+			return err
+		}
+	}
 	_, err = f.WriteAt(b, 0)
-	// Space that was reserved has changed them.
-	_ = setTimes(f.fd, unix.Timespec{Nsec: unix.UTIME_OMIT}, st.Mtim)
+	f.disk.setModified(st.Mtim)
 	return err
 }
 

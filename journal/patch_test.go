@@ -104,7 +104,7 @@ func TestPatch(t *testing.T) {
 		seen++
 		patch(f, 7)
 	})
-	if b, _ := os.ReadFile(filepath.Join(p.dir, "b")); seen != 1 || b[0] != 7 {
+	if b := content(t, fresh); seen != 1 || b[0] != 7 || !bytes.Equal(b[512:], old[512:]) {
 		t.Errorf("%d open files, %d", seen, b[0])
 	}
 	if s := p.j.Status(); s.Open != 1 {

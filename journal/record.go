@@ -30,6 +30,7 @@ type record struct {
 	fileID  [16]byte // in place when the file was opened; zeros if it was empty
 	keep    int64    // bytes in place beyond this are not part of the file
 	size    int64    // of the ciphertext afterwards
+	mtime   uint64   // of the ciphertext afterwards, see stamp; 0 if unknown
 	path    string   // in the ciphertext directory, as far as known; "" if it has none
 	extents []extent
 }
@@ -65,7 +66,7 @@ func (r *record) append(b []byte, generation, sequence uint64) []byte {
 	b = append(b, r.fileID[:]...)
 	b = be.AppendUint64(b, uint64(r.keep))
 	b = be.AppendUint64(b, uint64(r.size))
-	b = append(b, make([]byte, recordFixed-(len(b)-start))...)
+	b = be.AppendUint64(b, r.mtime)
 	b = append(b, r.path...)
 	for _, e := range r.extents {
 		b = be.AppendUint64(b, uint64(e.off))
@@ -126,6 +127,7 @@ func parseRecord(b []byte) (*record, error) {
 		fileID:  [16]byte(f[24:]),
 		keep:    int64(be.Uint64(f[40:])),
 		size:    int64(be.Uint64(f[48:])),
+		mtime:   be.Uint64(f[56:]),
 	}
 	pathLen, extents := int(be.Uint16(f[2:])), int64(be.Uint32(f[4:]))
 	rest := b[recordFixed:]

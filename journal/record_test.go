@@ -12,7 +12,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	records := []*record{
 		{kind: kindGrow, ino: 7, version: 9, keep: 100, size: 100, path: "a/b", extents: []extent{}},
 		{kind: kindChange, grown: true, ino: 1, keep: 5, size: 5, extents: []extent{}},
-		{kind: kindChange, ino: 1 << 60, fileID: [16]byte{1, 2, 3}, keep: 1 << 62, size: 5000, path: "x",
+		{kind: kindChange, ino: 1 << 60, fileID: [16]byte{1, 2, 3}, keep: 1 << 62, size: 5000, mtime: 1<<63 + 7, path: "x",
 			extents: []extent{{off: 0, n: 3, data: []byte("abc")}, {off: 3, n: 10}, {off: 100, n: 1, data: []byte("z")}}},
 	}
 	for _, r := range records {

@@ -20,6 +20,7 @@ type change struct {
 
 	base    int64 // in place is part of the file up to here
 	size    int64
+	mtime   uint64 // 0: as it is in place
 	ext     overlay
 	growing bool // what lies in place past size is not part of the file
 	header  bool // there was one in place before the first record
@@ -40,7 +41,7 @@ func (c *change) add(r *record) {
 	for _, e := range r.extents {
 		c.ext.put(e)
 	}
-	c.size = r.size
+	c.size, c.mtime = r.size, r.mtime
 	c.ext.cut(c.size)
 }
 
@@ -130,7 +131,11 @@ func (c *change) carryOut(d disk) error {
 	if err := place(d, c.ext, c.size); err != nil {
 		return err
 	}
-	_ = setTimes(d.fd, unix.Timespec{Nsec: unix.UTIME_OMIT}, st.Mtim)
+	mtime := st.Mtim
+	if c.mtime != 0 {
+		mtime = unstamp(c.mtime)
+	}
+	d.setModified(mtime)
 	return nil
 }
 

@@ -91,7 +91,7 @@ func (f *File) firstSync() error {
 // syncWhole makes durable what is in place, with attributes and name. f.op is held.
 func (f *File) syncWhole() error {
 	f.meta.Store(false) // before: what changes meanwhile is for the next sync
-	err := f.flush(disk.sync)
+	err := f.flush(true)
 	if err != nil {
 		f.meta.Store(true)
 	}
@@ -105,22 +105,22 @@ func (f *File) settleDown() {
 		return
 	}
 	f.direct = false
-	f.durable, f.solid, f.reserved = f.size, false, 0
+	f.durable, f.solid, f.reserved = f.size, 0, 0
 	f.mu.Lock()
 	f.base = f.size
 	f.mu.Unlock()
 	f.told = false
 }
 
-// save writes a record of what has changed since the last. force takes room beyond the limit. f.op is held.
+// save writes a record of what has changed since the last, be it the modification time alone. force takes room beyond the limit. f.op is held.
 func (f *File) save(force bool) error {
-	if f.direct || !f.changed {
+	if f.direct || !f.changed && (!f.saved.live() || f.modified() == f.mtime) {
 		return nil
 	}
 	r := f.record(kindChange)
 	r.keep, r.size, r.grown = f.keep, f.size, f.growing
 	if f.growing {
-		if err := f.flush(disk.syncData); err != nil {
+		if err := f.flush(false); err != nil {
 			return err
 		}
 		r.keep = f.base
@@ -140,9 +140,10 @@ func (f *File) save(force bool) error {
 	}
 	f.mu.Unlock()
 	if f.growing {
-		f.growing, f.durable, f.solid, f.reserved = false, f.base, false, 0
+		f.growing, f.durable, f.solid, f.reserved = false, f.base, 0, 0
 	}
-	f.saved, f.changed, f.dirty, f.owed, f.keep = at, false, 0, 0, math.MaxInt64
+	f.saved, f.mtime, f.untimed = at, r.mtime, true
+	f.changed, f.dirty, f.owed, f.keep = false, 0, 0, math.MaxInt64
 	return nil
 }
 
@@ -163,7 +164,7 @@ func (f *File) record(kind byte) *record {
 	if len(f.known) > unix.PathMax {
 		f.known = ""
 	}
-	return &record{kind: kind, ino: f.id.Ino, version: f.version, fileID: f.fileID, path: f.known}
+	return &record{kind: kind, ino: f.id.Ino, version: f.version, fileID: f.fileID, mtime: f.modified(), path: f.known}
 }
 
 // grow lets a durable file grow in place: what it had is put there, durably, and the log notes where it ended. f.op is held.
@@ -177,7 +178,7 @@ func (f *File) grow() error {
 	if err := f.apply(); err != nil {
 		return err
 	}
-	if err := f.flush(disk.syncData); err != nil {
+	if err := f.flush(false); err != nil {
 		return err
 	}
 	r := f.record(kindGrow)
@@ -189,7 +190,7 @@ func (f *File) grow() error {
 	if err := f.j.sync(at); err != nil {
 		return err
 	}
-	f.saved, f.growing = at, true
+	f.saved, f.mtime, f.untimed, f.growing = at, r.mtime, true, true
 	return nil
 }
 
@@ -214,10 +215,10 @@ func (f *File) apply() error {
 	if err := place(f.disk, f.ext, f.size); err != nil {
 		return err
 	}
-	_ = setTimes(f.fd, unix.Timespec{Nsec: unix.UTIME_OMIT}, st.Mtim)
+	f.disk.setModified(st.Mtim)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.ext, f.base, f.durable, f.solid, f.reserved = nil, f.size, f.size, false, 0
+	f.ext, f.base, f.durable, f.solid, f.reserved = nil, f.size, f.size, 0, 0
 	f.told = false
 	return nil
 }
@@ -301,8 +302,8 @@ func (j *Journal) drop(f *File) {
 			return
 		}
 		j.deleted.Store(true)
-	} else if f.size == 0 && f.saved.live() && !f.deleted() {
-		return // who opens it must not write in place: a replay would cut that off
+	} else if f.saved.live() && !f.deleted() {
+		return // a replay would undo what is written in place once it is empty, and what is done to its times, unless the log is told
 	}
 	j.mu.Lock()
 	j.reserved -= f.owed
@@ -311,7 +312,7 @@ func (j *Journal) drop(f *File) {
 	delete(j.files, f.id)
 	unix.Close(f.fd)
 	// A checkpoint or an epoch may be about to look at it: there is nothing to do.
-	f.changed, f.growing, f.unsynced, f.owed, f.durable = false, false, false, 0, f.size
+	f.changed, f.growing, f.unsynced, f.untimed, f.owed, f.durable, f.saved = false, false, false, false, 0, f.size, position{}
 	f.mu.Lock()
 	f.ext, f.base = nil, f.size
 	f.mu.Unlock()

@@ -14,8 +14,8 @@ const simPage = 4096
 // A sim is a disk under a journal, with the freedom that a disk has when the power is cut. It carries out and notes every call; what a sync
 // would do is only noted. Its clock counts calls.
 //
-// Content is written back page by page, in any order, until a sync of its file has returned. Metadata (sizes, marks, freed blocks) is committed in the
-// order of the calls, some prefix of it; a sync commits at least what concerns its file.
+// Content is written back page by page, in any order, until a sync of its file has returned. Metadata (sizes, marks, freed blocks, modification times) is
+// committed in the order of the calls, some prefix of it; a sync commits at least what concerns its file, fdatasync not the times.
 type sim struct {
 	t       *testing.T
 	now     int
@@ -36,7 +36,7 @@ type simFile struct {
 	meta   int   // time of the last change of metadata
 }
 
-// An event is a call that changes a file: at most one of data, cut, punch and mark.
+// An event is a call that changes a file: at most one of data, cut, punch and mark. It may set the modification time alone.
 type event struct {
 	at     int
 	off, n int64
@@ -45,6 +45,7 @@ type event struct {
 	cut    bool   // truncate to off
 	punch  bool
 	mark   []byte // set to this, removed if empty
+	mtime  uint64 // afterwards; 0: that of the call, but for a mark
 }
 
 // An image is what a disk has of a file.
@@ -52,6 +53,7 @@ type image struct {
 	size  int64
 	pages map[int64][]byte // absent ones are zeros
 	mark  []byte
+	mtime uint64
 }
 
 func newSim(t *testing.T, base map[uint64]image) *sim {
@@ -69,7 +71,8 @@ func (s *sim) file(fd int) (*simFile, uint64) {
 	}
 	f := s.files[st.Ino]
 	if f == nil {
-		f = &simFile{}
+		f = &simFile{base: image{mtime: simTime(0)}}
+		s.modified(fd, simTime(0), nil)
 		s.files[st.Ino] = f
 	}
 	return f, st.Ino
@@ -82,11 +85,37 @@ func (s *sim) note(fd int, e event) *simFile {
 	}
 	s.now++
 	e.at = s.now
-	f.events = append(f.events, e)
-	if e.data == nil {
+	if e.cut || e.punch || e.mark != nil {
 		f.meta = s.now
 	}
+	if e.mark == nil && e.mtime == 0 {
+		e.mtime = simTime(s.now)
+	}
+	f.events = append(f.events, e)
 	return f
+}
+
+// simTime is the time at the call number n, as records carry it.
+func simTime(n int) uint64 { return stamp(unix.Timespec{Sec: 1e9 + int64(n)}) }
+
+// modified sets a modification time after a call that was without error.
+func (s *sim) modified(fd int, mtime uint64, err error) error {
+	if err == nil {
+		err = linux{}.setModified(fd, unstamp(mtime))
+	}
+	if err != nil {
+		s.t.Error(err)
+	}
+	return err
+}
+
+func (s *sim) setModified(fd int, t unix.Timespec) error {
+	e := event{mtime: stamp(t)}
+	if t.Nsec == unix.UTIME_NOW {
+		e.mtime = 0
+	}
+	events := s.note(fd, e).events
+	return s.modified(fd, events[len(events)-1].mtime, nil)
 }
 
 func (s *sim) pwrite(fd int, p []byte, off int64) (int, error) {
@@ -94,19 +123,18 @@ func (s *sim) pwrite(fd int, p []byte, off int64) (int, error) {
 	if end := off + int64(len(p)); end > f.size {
 		f.size, f.meta = end, s.now
 	}
-	return unix.Pwrite(fd, p, off)
+	n, err := unix.Pwrite(fd, p, off)
+	return n, s.modified(fd, simTime(s.now), err)
 }
 
 func (s *sim) ftruncate(fd int, size int64) error {
 	s.note(fd, event{off: size, cut: true}).size = size
-	return unix.Ftruncate(fd, size)
+	return s.modified(fd, simTime(s.now), unix.Ftruncate(fd, size))
 }
 
 func (s *sim) fallocate(fd int, mode uint32, off, n int64) error {
-	if mode&unix.FALLOC_FL_PUNCH_HOLE != 0 {
-		s.note(fd, event{off: off, n: n, punch: true})
-	}
-	return unix.Fallocate(fd, mode, off, n)
+	s.note(fd, event{off: off, n: n, punch: mode&unix.FALLOC_FL_PUNCH_HOLE != 0})
+	return s.modified(fd, simTime(s.now), unix.Fallocate(fd, mode, off, n))
 }
 
 func (s *sim) setMark(fd int, epoch []byte) error {
@@ -154,7 +182,7 @@ func (s *sim) writeOut(fd int) error {
 	return nil
 }
 
-// cut returns what a power cut at time k may leave.
+// cut returns what a power cut at time k may leave or, without rnd, what a kill does.
 func (s *sim) cut(k int, rnd *rand.Rand) map[uint64]image {
 	committed := 0
 	for _, c := range s.commits {
@@ -170,8 +198,11 @@ func (s *sim) cut(k int, rnd *rand.Rand) map[uint64]image {
 	return images
 }
 
-// pick returns a time from lo to hi, the ends more often than others.
+// pick returns a time from lo to hi, the ends more often than others, and hi without rnd.
 func pick(rnd *rand.Rand, lo, hi int) int {
+	if rnd == nil {
+		return hi
+	}
 	switch rnd.IntN(4) {
 	case 0:
 		return lo
@@ -193,12 +224,15 @@ func (f *simFile) cut(k, committed int, rnd *rand.Rand) image {
 			written = max(written, at)
 		}
 	}
-	im := image{size: f.base.size, pages: make(map[int64][]byte), mark: f.base.mark}
+	im := image{size: f.base.size, pages: make(map[int64][]byte), mark: f.base.mark, mtime: f.base.mtime}
 	for p, b := range f.base.pages {
 		im.pages[p] = append([]byte(nil), b...)
 	}
 	until := make(map[int64]int) // when each page was written back last
-	mode := rnd.IntN(3)
+	mode := 1
+	if rnd != nil {
+		mode = rnd.IntN(3)
+	}
 	last := func(p int64) int {
 		if _, ok := until[p]; !ok {
 			until[p] = [3]int{written, k, pick(rnd, written, k)}[mode]
@@ -223,6 +257,9 @@ func (f *simFile) cut(k, committed int, rnd *rand.Rand) image {
 	for _, e := range f.events {
 		if e.at > k {
 			break
+		}
+		if e.mtime != 0 && e.at <= committed {
+			im.mtime = e.mtime
 		}
 		switch {
 		case e.data != nil:
@@ -289,6 +326,9 @@ func (im image) restore(t *testing.T, path string) {
 		err = unix.Fsetxattr(int(f.Fd()), MarkName, im.mark, 0)
 	} else if err = unix.Fremovexattr(int(f.Fd()), MarkName); err == unix.ENODATA {
 		err = nil
+	}
+	if err == nil {
+		err = linux{}.setModified(int(f.Fd()), unstamp(im.mtime))
 	}
 	if err != nil {
 		t.Fatal(err)
