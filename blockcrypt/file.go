@@ -18,6 +18,7 @@ import (
 //	Preallocate(off, n int64) error      // make sure that writes to a range find space; else nothing is done
 //	SeekData(off int64) (int64, error)   // the next offset that may hold data, io.EOF if none; else all is data
 //	Begin(); End()                       // called around the changes of one operation, which belong together
+//	Quiet()                              // called after Begin: this operation is not one of a program, and is not to show in the modification time
 type Backing interface {
 	io.ReaderAt
 	io.WriterAt

@@ -293,5 +293,8 @@ func (f *File) Flush() error {
 	if !f.holes.loaded || f.holes.absent {
 		return nil
 	}
+	if b, ok := f.b.(interface{ Quiet() }); ok {
+		b.Quiet() // the file may be closed after its times were set
+	}
 	return f.storeMaps(0, maxMaps)
 }

@@ -26,29 +26,30 @@ type File struct {
 	op sync.Mutex // held over an operation, and over what must see whole ones
 
 	// Guarded by op.
-	told     bool     // version and fileID are known
-	version  uint32   // inode generation
-	fileID   [16]byte // in the header in place
-	known    string   // what path said last
-	knownAt  uint64   // Journal.renames at that time, plus one; 0: path was not asked
-	direct   bool     // new: everything goes in place
-	marked   bool     // new, and the mark is on it
-	synced   bool     // was durable in place once since it was opened
-	touched  bool     // this operation has set the times
-	solid    int64    // bytes below which there are no holes: a change needs no space
-	reserved int64    // bytes below which space was reserved past durable
-	durable  int64    // bytes in place that must not be touched
-	growing  bool     // what lies past durable goes in place
-	full     error    // why this operation may change nothing
-	stuck    error    // why the last checkpoint could put nothing in place
-	changed  bool     // there is something to save
-	dirty    int64    // bytes of it
-	owed     int64    // what it has reserved in the log
-	keep     int64    // the smallest size since the last save
-	saved    position // of the last record
-	mtime    uint64   // what that says
-	unsynced bool     // was changed in place, and is not durable there
-	untimed  bool     // the modification time is that of a record, and may not be durable in place
+	told     bool           // version and fileID are known
+	version  uint32         // inode generation
+	fileID   [16]byte       // in the header in place
+	known    string         // what path said last
+	knownAt  uint64         // Journal.renames at that time, plus one; 0: path was not asked
+	direct   bool           // new: everything goes in place
+	marked   bool           // new, and the mark is on it
+	synced   bool           // was durable in place once since it was opened
+	touched  bool           // this operation has set the times, or is not to
+	quiet    *unix.Timespec // the modification time that this operation is to leave; nil: its own
+	solid    int64          // bytes below which there are no holes: a change needs no space
+	reserved int64          // bytes below which space was reserved past durable
+	durable  int64          // bytes in place that must not be touched
+	growing  bool           // what lies past durable goes in place
+	full     error          // why this operation may change nothing
+	stuck    error          // why the last checkpoint could put nothing in place
+	changed  bool           // there is something to save
+	dirty    int64          // bytes of it
+	owed     int64          // what it has reserved in the log
+	keep     int64          // the smallest size since the last save
+	saved    position       // of the last record
+	mtime    uint64         // what that says
+	unsynced bool           // was changed in place, and is not durable there
+	untimed  bool           // the modification time is that of a record, and may not be durable in place
 
 	placing sync.RWMutex // held while changes are put in place, which shows in the times; taken after op
 
@@ -141,6 +142,14 @@ func (f *File) Begin() {
 	f.full = f.j.reserve()
 }
 
+// Quiet implements blockcrypt.Backing: the operation under way leaves the modification time alone.
+func (f *File) Quiet() {
+	var st unix.Stat_t
+	if unix.Fstat(f.fd, &st) == nil {
+		f.touched, f.quiet = true, &st.Mtim
+	}
+}
+
 // End implements blockcrypt.Backing: the operation is over. It returns when what the file keeps in memory is within bounds again.
 func (f *File) End() {
 	if f.end() {
@@ -151,6 +160,13 @@ func (f *File) End() {
 func (f *File) end() (full bool) {
 	defer f.op.Unlock()
 	f.touched = false
+	if f.quiet != nil {
+		var st unix.Stat_t
+		if unix.Fstat(f.fd, &st) == nil && st.Mtim != *f.quiet {
+			f.disk.setModified(*f.quiet) // something went in place, or had space reserved
+		}
+		f.quiet = nil
+	}
 	if f.direct {
 		return false
 	}

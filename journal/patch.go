@@ -112,11 +112,7 @@ func (f *File) Patch(n int, edit func(old []byte) ([]byte, error)) error {
 	if err != nil || b == nil {
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(f.fd, &st); err != nil {
-		return err
-	}
-	f.touched = true // not even for a moment are the times others
+	f.Quiet()
 	if f.dense() < int64(len(b)) {
 		// Space will be reserved, which changes them for a moment: a crash then finds them in the log.
 		f.changed = true
@@ -128,7 +124,6 @@ func (f *File) Patch(n int, edit func(old []byte) ([]byte, error)) error {
 		}
 	}
 	_, err = f.WriteAt(b, 0)
-	f.disk.setModified(st.Mtim)
 	return err
 }
 
