@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // A fault is a broken promise, or something that no crash may leave.
@@ -24,6 +25,7 @@ type faultKind string
 const (
 	lostBytes  faultKind = "promised bytes lost"
 	lostName   faultKind = "promised name lost"
+	lostTime   faultKind = "promised modification time lost"
 	unreadable faultKind = "unreadable, not promised"
 	foreign    faultKind = "never written"
 	stuck      faultKind = "cannot be changed or removed"
@@ -150,12 +152,16 @@ func (c *checker) object(obj int, path string, fi os.FileInfo) {
 			c.fault(lostName, path, "points to %.40q", target)
 		}
 	case file:
-		c.file(o.outlook(c.cut), path, fi.Size())
+		c.file(o.outlook(c.cut), path, fi)
 	}
 }
 
-// file checks a file's length and content.
-func (c *checker) file(l outlook, path string, size int64) {
+// file checks a file's length, modification time and content.
+func (c *checker) file(l outlook, path string, fi os.FileInfo) {
+	size := fi.Size()
+	if !l.dated(fi.ModTime().UnixNano()) {
+		c.fault(lostTime, path, "was modified at %v, promised %v or later", fi.ModTime().UTC(), time.Unix(0, l.mtime).UTC())
+	}
 	if size < l.min {
 		c.fault(lostBytes, path, "is %d bytes long, promised %d", size, l.min)
 		c.faults[len(c.faults)-1].Bytes = int(l.min - size)
@@ -277,7 +283,7 @@ func summary(cuts []cut) string {
 		}
 	}
 	var parts []string
-	for _, k := range []faultKind{lostBytes, lostName, unreadable, foreign, stuck} {
+	for _, k := range []faultKind{lostBytes, lostName, lostTime, unreadable, foreign, stuck} {
 		if count[k] > 0 {
 			parts = append(parts, fmt.Sprintf("%d × %s", count[k], k))
 		}

@@ -9,6 +9,7 @@ const nothing = -1
 // was over when end came.
 type span struct {
 	Seq, Begin, End int
+	Clock           int64 // no modification time that it set to the present is earlier, in nanoseconds
 }
 
 // begun reports whether the operation can have left something at a cut.
@@ -26,13 +27,14 @@ const (
 	symlink
 )
 
-// A change is a write, a truncation or a sync of a file.
+// A change is a write, a truncation, a setting of times or a sync of a file.
 type change struct {
 	span
 	what   changeKind
 	off    int64
 	data   []byte // of a write; of a sync, all of the file
 	length int64  // of the file, afterwards
+	mtime  int64  // likewise, in nanoseconds
 }
 
 type changeKind int
@@ -40,6 +42,7 @@ type changeKind int
 const (
 	wrote changeKind = iota
 	truncated
+	touched
 	synced
 )
 
@@ -123,6 +126,7 @@ func (h *history) lasting(cut int) map[int]slot {
 type outlook struct {
 	promised []byte   // as of the last sync
 	synced   bool     // there was one
+	mtime    int64    // as of then
 	later    []change // that may have happened, wholly or in part
 	min, max int64    // its length
 }
@@ -131,7 +135,7 @@ func (o *object) outlook(cut int) (l outlook) {
 	last := -1
 	for i, c := range o.changes {
 		if c.what == synced && c.done(cut) {
-			last, l.promised, l.synced = i, c.data, true
+			last, l.promised, l.synced, l.mtime = i, c.data, true, c.mtime
 		}
 	}
 	l.min = int64(len(l.promised))
@@ -147,6 +151,19 @@ func (o *object) outlook(cut int) (l outlook) {
 		}
 	}
 	return l
+}
+
+// dated reports whether a modification time is the one promised, or of a later change.
+func (l *outlook) dated(mtime int64) bool {
+	if !l.synced || mtime == l.mtime {
+		return true
+	}
+	for _, c := range l.later {
+		if mtime == c.mtime || c.what != touched && c.Clock <= mtime && mtime <= c.mtime {
+			return true
+		}
+	}
+	return false
 }
 
 // A verdict says what is right to find at an offset.

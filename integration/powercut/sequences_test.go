@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 )
 
@@ -13,8 +14,8 @@ type act struct {
 	do   func(w *workload, dir, n *node) error
 }
 
-// alphabet is what matters to durability, one of each.
-func alphabet() []act {
+// contents is what matters to the durability of content, one of each.
+func contents() []act {
 	return []act{
 		{"append", func(w *workload, _, n *node) error { return w.write(n, int64(len(n.data)), 3000, false) }},
 		{"overwrite", func(w *workload, _, n *node) error { return w.write(n, 2000, 5000, false) }},
@@ -39,13 +40,23 @@ func alphabet() []act {
 	}
 }
 
+// times is what matters to that of modification times.
+func times() []act {
+	return []act{
+		{"overwrite", func(w *workload, _, n *node) error { return w.write(n, 2000, 5000, false) }},
+		{"commit", func(w *workload, _, n *node) error { return w.commit(n, 2000, 5000) }},
+		{"touch", func(w *workload, _, n *node) error { return w.touch(n, false) }},
+		{"fsync", func(w *workload, _, n *node) error { return w.sync(n) }},
+	}
+}
+
 // sequences lists the programs of up to n acts.
-func sequences(n int) (list [][]act) {
+func sequences(alphabet []act, n int) (list [][]act) {
 	list = [][]act{nil}
 	for from := 0; n > 0; n-- {
 		to := len(list)
 		for _, s := range list[from:to] {
-			for _, a := range alphabet() {
+			for _, a := range alphabet {
 				list = append(list, append(append([]act(nil), s...), a))
 			}
 		}
@@ -58,8 +69,8 @@ func sequences(n int) (list [][]act) {
 func TestSequences(t *testing.T) {
 	const programsPerRun = 20
 	s, image := newStack(t, "ext4", "kmsfs")
-	programs := sequences(3)
-	if len(programs) != 8+64+512 {
+	programs := slices.Concat(sequences(contents(), 3), sequences(times(), 3))
+	if len(programs) != 8+64+512+4+16+64 {
 		t.Fatalf("%d programs", len(programs))
 	}
 	for run := 0; len(programs) > 0; run++ {

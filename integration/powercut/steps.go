@@ -39,7 +39,11 @@ func (w *workload) step() error {
 		}
 		return w.write(n, w.rng.Int64N(size), 1+w.rng.Int64N(9000), sync)
 	case k < 40: // overwrite blocks
-		return w.write(n, w.rng.Int64N(size/blockSize+1)*blockSize, blockSize*(1+w.rng.Int64N(3)), sync)
+		off, length := w.rng.Int64N(size/blockSize+1)*blockSize, blockSize*(1+w.rng.Int64N(3))
+		if sync {
+			return w.commit(n, off, length)
+		}
+		return w.write(n, off, length, false)
 	case k < 46:
 		return w.truncate(n, w.rng.Int64N(size+5000))
 	case k < 54:
@@ -84,6 +88,8 @@ func (w *workload) step() error {
 		}
 		_, err := w.create(dir, fmt.Sprintf("link%d", w.seq), symlink)
 		return err
+	case k < 91:
+		return w.touch(n, sync)
 	default:
 		return w.nudge()
 	}

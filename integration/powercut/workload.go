@@ -9,6 +9,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A node is a name as it is now.
@@ -50,7 +53,11 @@ func newWorkload(top, lower string, position func() int, rng *rand.Rand, log io.
 
 // do runs one operation and returns when it ran.
 func (w *workload) do(f func() error, format string, a ...any) (span, error) {
-	s := span{Seq: w.seq, Begin: w.position()}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &now); err != nil { // by which filesystems go
+		return span{}, err
+	}
+	s := span{Seq: w.seq, Begin: w.position(), Clock: now.Nano()}
 	w.seq++
 	err := f()
 	s.End = w.position()
@@ -95,28 +102,68 @@ func (w *workload) create(parent *node, name string, k kind) (*node, error) {
 
 // write writes fresh bytes, unlike all those before, at off and perhaps syncs them.
 func (w *workload) write(n *node, off, size int64, sync bool) error {
-	data := pattern(w.seq, size)
 	f, err := os.OpenFile(w.at(n), os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	return w.writeOpen(n, f, off, size, sync)
+}
+
+// commit does what databases do with a file that they have open: overwrite some of it and sync, a few times.
+func (w *workload) commit(n *node, off, size int64) error {
+	f, err := os.OpenFile(w.at(n), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for range 3 {
+		if err := w.writeOpen(n, f, off, size, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *workload) writeOpen(n *node, f *os.File, off, size int64, sync bool) error {
+	data := pattern(w.seq, size)
 	at, err := w.do(func() error {
 		_, err := f.WriteAt(data, off)
 		return err
 	}, "write %s %d+%d", n.path(), off, size)
 	n.data = append(n.data, make([]byte, max(0, off+size-int64(len(n.data))))...)
 	copy(n.data[off:], data)
-	w.changed(n, change{span: at, what: wrote, off: off, data: data})
+	if err == nil {
+		err = w.changed(n, change{span: at, what: wrote, off: off, data: data})
+	}
 	if err != nil || !sync {
 		return err
 	}
 	return w.syncOpen(n, f)
 }
 
-func (w *workload) changed(n *node, c change) {
-	c.length = int64(len(n.data))
+// changed notes a change of a file, with what it is like now.
+func (w *workload) changed(n *node, c change) error {
+	fi, err := os.Stat(w.at(n))
+	if err != nil {
+		return err
+	}
+	c.length, c.mtime = int64(len(n.data)), fi.ModTime().UnixNano()
 	w.objects[n.object].changes = append(w.objects[n.object].changes, c)
+	return nil
+}
+
+// touch sets a file's times to ones that it had not before, long ago, and perhaps syncs it.
+func (w *workload) touch(n *node, sync bool) error {
+	t := time.Unix(1e9+int64(w.seq), int64(w.seq)+1)
+	at, err := w.do(func() error { return os.Chtimes(w.at(n), t, t) }, "set the times of %s to %v", n.path(), t.UTC())
+	if err == nil {
+		err = w.changed(n, change{span: at, what: touched})
+	}
+	if err != nil || !sync {
+		return err
+	}
+	return w.sync(n)
 }
 
 func (w *workload) truncate(n *node, size int64) error {
@@ -126,8 +173,7 @@ func (w *workload) truncate(n *node, size int64) error {
 	} else {
 		n.data = append(n.data, make([]byte, size-int64(len(n.data)))...)
 	}
-	w.changed(n, change{span: at, what: truncated})
-	return err
+	return errors.Join(err, w.changed(n, change{span: at, what: truncated}))
 }
 
 // rewrite replaces a file's content as a careless program does.
@@ -140,8 +186,7 @@ func (w *workload) rewrite(n *node, size int64) error {
 		return f.Close()
 	}, "open %s with O_TRUNC", n.path())
 	n.data = nil
-	w.changed(n, change{span: at, what: truncated})
-	return errors.Join(err, w.write(n, 0, size, false))
+	return errors.Join(err, w.changed(n, change{span: at, what: truncated}), w.write(n, 0, size, false))
 }
 
 func (w *workload) sync(n *node) error {
@@ -160,9 +205,8 @@ func (w *workload) syncOpen(n *node, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	w.changed(n, change{span: at, what: synced, data: slices.Clone(n.data)})
 	w.keep(n, at)
-	return nil
+	return w.changed(n, change{span: at, what: synced, data: slices.Clone(n.data)})
 }
 
 // keep notes that a name is promised.
