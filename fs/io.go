@@ -78,7 +78,9 @@ func (f *FS) killPrivileges(n *node, setID bool) error {
 	if !o.killed {
 		if x, ok := f.names.XattrName(capabilityName); ok {
 			err := unix.Fremovexattr(o.fd, x.Disk)
-			if err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP && err != unix.EPERM {
+			if err == nil {
+				f.journal.Changed(n.key)
+			} else if err != unix.ENODATA && err != unix.EOPNOTSUPP && err != unix.EPERM {
 				return err
 			}
 		}
@@ -92,6 +94,7 @@ func (f *FS) killPrivileges(n *node, setID bool) error {
 		return err
 	}
 	if mode := withoutSetID(st.Mode); mode != st.Mode&07777 {
+		defer f.journal.Changed(n.key)
 		return unix.Fchmod(o.fd, mode)
 	}
 	return nil
