@@ -96,6 +96,9 @@ func (v *Volume) Layout() (blockcrypt.Layout, error) {
 	return blockcrypt.NewLayout(h.SegmentSize, h.Size)
 }
 
+// CurrentKey returns the data key ID of new files of an unlocked volume.
+func (v *Volume) CurrentKey() header.ID { return v.keys.current }
+
 // NewFile returns the header bytes and the cipher of a new file: a fresh file ID under the volume's data key.
 func (v *Volume) NewFile() ([]byte, *blockcrypt.Cipher, error) { return v.SealFile(header.NewID()) }
 
