@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/binary"
 	"fmt"
 
 	"github.com/kmsfs/kmsfs/keyring"
@@ -32,6 +33,33 @@ func (h *Header) secrets(dk keyring.DataKey) (commitment, macKey []byte) {
 		panic("header: internal error: " + err.Error())
 	}
 	return commitment, macKey
+}
+
+// Endorse has the holder of a volume's data key vouch for h, the volume's [Current] header under the data key dk, which Seal will need. Else whoever has no more than the public key of
+// a CMK could give the volume a data key of his own (docs/format.md section 4.8).
+func (h *Header) Endorse(volumeKey, dk keyring.DataKey) {
+	h.KeyID = KeyID(dk)
+	h.Endorsement = h.endorsement(volumeKey)
+}
+
+// EndorsedBy checks what Endorse has set. The error wraps [ErrAuth].
+func (h *Header) EndorsedBy(volumeKey keyring.DataKey) error {
+	if want := h.endorsement(volumeKey); !hmac.Equal(h.Endorsement[:], want[:]) {
+		return fmt.Errorf("%w: the volume's data key does not vouch for it", ErrAuth)
+	}
+	return nil
+}
+
+func (h *Header) endorsement(volumeKey keyring.DataKey) [endorsementSize]byte {
+	key, err := hkdf.Key(sha256.New, volumeKey, h.FileID[:], "kmsfs v1 current", sha256.Size)
+	if err != nil {
+		panic("header: internal error: " + err.Error())
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write(h.FileID[:])
+	mac.Write(h.KeyID[:])
+	mac.Write(binary.BigEndian.AppendUint64(nil, h.Generation))
+	return [endorsementSize]byte(mac.Sum(nil))
 }
 
 // Seal authenticates h under dk, setting its data key ID, and returns its h.Size bytes. The error wraps [ErrBounds] if a

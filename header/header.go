@@ -16,8 +16,12 @@ import (
 	"github.com/kmsfs/kmsfs/keyring"
 )
 
-// Version is the format version that this package writes. It reads later ones, too, if they say that their minimum reader version is no larger.
+// Version is the format version of headers, but for those that have what section 4.8 of docs/format.md added: they are of version 2. Later ones are read, too, if they say that
+// their minimum reader version is no larger than this one.
 const Version = 1
+
+// version2 is the format version of headers with a generation or with PerFile.
+const version2 = 2
 
 // Sizes and bounds, docs/format.md section 4.
 const (
@@ -27,13 +31,16 @@ const (
 	MaxCMK     = 512  // bytes of a CMK URI
 	MaxWrapped = 4096 // bytes of a wrapped data key
 
-	sizeUnit       = 512
-	commitmentSize = 32
-	macSize        = 32
-	minSegmentLog  = 12
-	maxSegmentLog  = 16
+	sizeUnit        = 512
+	commitmentSize  = 32
+	macSize         = 32
+	endorsementSize = 32
+	minSegmentLog   = 12
+	maxSegmentLog   = 16
 
 	flagPlainNames = 1
+	flagPerFile    = 1 << 8 // volumes, from version 2
+	flagRotated    = 1 << 9 // volumes, from version 2: a generation follows the EDKs
 	flagsIgnorable = 0xff00 // unknown ones of these do not keep a reader of a later version's header from it
 )
 
@@ -48,10 +55,11 @@ var (
 // A Kind says what a header belongs to.
 type Kind uint8
 
-// The kinds of docs/format.md section 4.1.
+// The kinds of docs/format.md sections 4.1 and 4.8.
 const (
-	File   Kind = 1
-	Volume Kind = 2
+	File    Kind = 1
+	Volume  Kind = 2
+	Current Kind = 3 // the data key that new files of a volume get; its file ID is the volume's
 )
 
 // An Algorithm seals segments.
@@ -126,6 +134,10 @@ type Header struct {
 	Context        keyring.EncryptionContext
 	EDKs           []keyring.EncryptedDataKey
 
+	PerFile     bool                  // volumes only: every file has a data key of its own
+	Generation  uint64                // of a Current: which data key of new files it is, from 1; of a volume: the least that its Current may be, 0 if it need not have one
+	Endorsement [endorsementSize]byte // of a Current: see Endorse
+
 	commitment [commitmentSize]byte
 	mac        [macSize]byte
 	later      later
@@ -138,8 +150,13 @@ type later struct {
 	fields  string // between the EDKs and the key commitment
 }
 
-// FormatVersion returns the format version of a header that was parsed, [Version] or a later one.
-func (h *Header) FormatVersion() int { return max(Version, int(h.later.version)) }
+// FormatVersion returns the format version of a header, [Version] or a later one.
+func (h *Header) FormatVersion() int {
+	if h.PerFile || h.Generation > 0 {
+		return max(version2, int(h.later.version))
+	}
+	return max(Version, int(h.later.version))
+}
 
 // Used returns the number of bytes before the padding. The error wraps [ErrBounds].
 func (h *Header) Used() (int, error) {

@@ -195,6 +195,13 @@ func FuzzParse(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(raw)
+	volume.PerFile, volume.Generation = true, 1<<40
+	if raw, err = volume.Seal(make(keyring.DataKey, 16)); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	_, _, _, raw = current(f)
+	f.Add(raw)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := Parse(b)
 		if err != nil {

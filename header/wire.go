@@ -36,13 +36,18 @@ func Parse(b []byte) (*Header, error) {
 		KeyID:     ID(b[40:56]),
 	}
 	log, reserved, flags := b[12], b[13], binary.BigEndian.Uint16(b[14:])
+	rotated := false
 	if b[8] > Version {
 		h.later.version, h.later.flags = b[8], flags&flagsIgnorable
 		flags &^= flagsIgnorable
+		if h.Kind == Volume {
+			h.PerFile, rotated = h.later.flags&flagPerFile != 0, h.later.flags&flagRotated != 0
+			h.later.flags &^= flagPerFile | flagRotated
+		}
 	}
 	used := int(binary.BigEndian.Uint32(b[20:]))
 	switch {
-	case h.Kind != File && h.Kind != Volume:
+	case h.Kind != File && h.Kind != Volume && (h.Kind != Current || b[8] < version2):
 		return nil, fmt.Errorf("%w: kind %d", ErrFormat, h.Kind)
 	case h.Algorithm.KeySize() == 0:
 		return nil, fmt.Errorf("%w: algorithm %d", ErrFormat, uint8(h.Algorithm))
@@ -60,7 +65,11 @@ func Parse(b []byte) (*Header, error) {
 	h.SegmentSize = 1 << log
 	h.PlaintextNames = flags&flagPlainNames != 0
 
-	if err := h.parseLists(b[FixedSize : used-commitmentSize-macSize]); err != nil {
+	fields, err := h.parseLists(b[FixedSize : used-commitmentSize-macSize])
+	if err == nil {
+		err = h.parseFields(fields, rotated)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	h.commitment = [commitmentSize]byte(b[used-macSize-commitmentSize:])
@@ -73,13 +82,13 @@ func Parse(b []byte) (*Header, error) {
 	return h, nil
 }
 
-// parseLists reads the encryption context and the EDKs, which fill b but for fields of a later version.
-func (h *Header) parseLists(b []byte) (err error) {
+// parseLists reads the encryption context and the EDKs, and returns what is left of b.
+func (h *Header) parseLists(b []byte) (rest []byte, err error) {
 	if h.Context, b, err = keyring.ParseEncryptionContext(b); err != nil {
-		return err
+		return nil, err
 	}
 	if len(b) < 1 || b[0] < 1 || b[0] > MaxEDKs {
-		return errors.New("bad number of EDKs")
+		return nil, errors.New("bad number of EDKs")
 	}
 	n := int(b[0])
 	b = b[1:]
@@ -88,16 +97,35 @@ func (h *Header) parseLists(b []byte) (err error) {
 		cmk, rest, ok1 := cut(b, MaxCMK)
 		wrapped, rest, ok2 := cut(rest, MaxWrapped)
 		if !ok1 || !ok2 {
-			return fmt.Errorf("EDK %d has a bad length", i+1)
+			return nil, fmt.Errorf("EDK %d has a bad length", i+1)
 		}
 		h.EDKs[i] = keyring.EncryptedDataKey{CMK: string(cmk), Wrapped: bytes.Clone(wrapped)}
 		if lists(h.EDKs[:i], h.EDKs[i].CMK) {
-			return fmt.Errorf("CMK %q is listed twice", h.EDKs[i].CMK)
+			return nil, fmt.Errorf("CMK %q is listed twice", h.EDKs[i].CMK)
 		}
 		b = rest
 	}
+	return b, nil
+}
+
+// parseFields reads what later versions have between the EDKs and the key commitment.
+func (h *Header) parseFields(b []byte, rotated bool) error {
 	if len(b) != 0 && h.later.version == 0 {
 		return errors.New("bytes after the last EDK")
+	}
+	if h.Kind == Current || rotated {
+		if len(b) < 8 {
+			return errors.New("no generation")
+		}
+		if h.Generation, b = binary.BigEndian.Uint64(b), b[8:]; h.Generation == 0 {
+			return errors.New("generation 0")
+		}
+	}
+	if h.Kind == Current {
+		if len(b) < endorsementSize {
+			return errors.New("no endorsement")
+		}
+		h.Endorsement, b = [endorsementSize]byte(b), b[endorsementSize:]
 	}
 	h.later.fields = string(b)
 	return nil
@@ -118,14 +146,16 @@ func cut(b []byte, limit int) (s, rest []byte, ok bool) {
 // check looks at the fields of constant length.
 func (h *Header) check() error {
 	switch {
-	case h.Kind != File && h.Kind != Volume:
+	case h.Kind != File && h.Kind != Volume && h.Kind != Current:
 		return fmt.Errorf("%w: unknown kind %d", ErrBounds, h.Kind)
 	case h.Algorithm.KeySize() == 0:
 		return fmt.Errorf("%w: unknown algorithm %d", ErrBounds, uint8(h.Algorithm))
 	case h.SegmentSize < 1<<minSegmentLog || h.SegmentSize > 1<<maxSegmentLog || bits.OnesCount(uint(h.SegmentSize)) != 1:
 		return fmt.Errorf("%w: segment size %d is not a power of two from %d to %d", ErrBounds, h.SegmentSize, 1<<minSegmentLog, 1<<maxSegmentLog)
-	case h.PlaintextNames && h.Kind != Volume:
-		return fmt.Errorf("%w: plaintext names in a file header", ErrBounds)
+	case (h.PlaintextNames || h.PerFile) && h.Kind != Volume:
+		return fmt.Errorf("%w: what only a volume may say", ErrBounds)
+	case h.Kind == Current && h.Generation == 0, h.Kind == File && h.Generation != 0:
+		return fmt.Errorf("%w: generation %d", ErrBounds, h.Generation)
 	case h.Size%sizeUnit != 0 || h.Size < sizeUnit || h.Size > MaxSize:
 		return fmt.Errorf("%w: header length %d is not a multiple of %d up to %d", ErrBounds, h.Size, sizeUnit, MaxSize)
 	case len(h.EDKs) < 1 || len(h.EDKs) > MaxEDKs:
@@ -142,6 +172,12 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 	flags := h.later.flags
 	if h.PlaintextNames {
 		flags |= flagPlainNames
+	}
+	if h.PerFile {
+		flags |= flagPerFile
+	}
+	if h.Kind == Volume && h.Generation > 0 {
+		flags |= flagRotated
 	}
 	start := len(dst)
 	dst = append(dst, magic[:]...)
@@ -169,6 +205,12 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 		dst = append(dst, e.CMK...)
 		dst = binary.BigEndian.AppendUint16(dst, uint16(len(e.Wrapped)))
 		dst = append(dst, e.Wrapped...)
+	}
+	if h.Generation > 0 {
+		dst = binary.BigEndian.AppendUint64(dst, h.Generation)
+	}
+	if h.Kind == Current {
+		dst = append(dst, h.Endorsement[:]...)
 	}
 	dst = append(dst, h.later.fields...)
 	dst = append(dst, h.commitment[:]...)
