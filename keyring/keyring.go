@@ -16,6 +16,8 @@ import (
 var (
 	// ErrNoMatch says that none of the EDKs was made by a CMK of this keyring.
 	ErrNoMatch = errors.New("keyring: no EDK is from a trusted CMK")
+	// ErrUntrusted says that a CMK that has to be asked is none of this keyring.
+	ErrUntrusted = errors.New("keyring: a CMK is not trusted, or cannot be used")
 	// ErrDenied says that a CMK was reached and refused: disabled, deleted, no permission, or the
 	// wrapped key or its encryption context is not what the CMK wrapped.
 	ErrDenied = errors.New("keyring: the CMK refused")

@@ -74,7 +74,7 @@ func exitCode(err error) int {
 		return exitInUse
 	case is(header.ErrVersion):
 		return exitVersion
-	case is(keyring.ErrNoMatch, keyring.ErrDenied, keyring.ErrUnavailable, local.ErrMode, local.ErrFormat):
+	case is(keyring.ErrNoMatch, keyring.ErrUntrusted, keyring.ErrDenied, keyring.ErrUnavailable, local.ErrMode, local.ErrFormat):
 		return exitCMK
 	case is(volume.ErrDamaged):
 		return exitDamaged

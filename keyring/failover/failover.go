@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,7 +46,10 @@ type Keyring struct {
 	flights map[string]*flight // unwraps that go on, by what they unwrap; guarded by mu
 }
 
-var _ keyring.Generator = (*Keyring)(nil)
+var (
+	_ keyring.Generator = (*Keyring)(nil)
+	_ keyring.Selector  = (*Keyring)(nil)
+)
 
 // New returns a keyring of CMKs, in the order in which they are to be tried.
 func New(cmks []CMK, o Options) *Keyring {
@@ -72,6 +76,24 @@ func New(cmks []CMK, o Options) *Keyring {
 		k.members = append(k.members, &member{CMK: c})
 	}
 	return k
+}
+
+// Select implements [keyring.Selector]. What is known of the CMKs stays known in both.
+func (k *Keyring) Select(cmks []string) (keyring.Keyring, error) {
+	some := &Keyring{options: k.options, flights: make(map[string]*flight)}
+	var missing []string
+	for _, cmk := range cmks {
+		i := slices.IndexFunc(k.members, func(m *member) bool { return m.URI() == cmk })
+		if i < 0 {
+			missing = append(missing, strconv.Quote(cmk))
+			continue
+		}
+		some.members = append(some.members, k.members[i])
+	}
+	if len(missing) > 0 {
+		return nil, fmt.Errorf("%w: %s", keyring.ErrUntrusted, strings.Join(missing, ", "))
+	}
+	return some, nil
 }
 
 // EncryptDataKey implements [keyring.Keyring]. The CMKs are asked all at once.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -112,6 +113,27 @@ func TestConformance(t *testing.T) {
 	keyringtest.Run(t, func(*testing.T) keyring.Keyring {
 		return New([]CMK{newFake("a"), newFake("b"), newFake("c")}, Options{})
 	})
+}
+
+// TestSelect wraps under some of the CMKs, in another order; what is learnt of them is known to the whole.
+func TestSelect(t *testing.T) {
+	a, b, c := newFake("a"), newFake("b"), newFake("c")
+	k := New([]CMK{a, b, c}, Options{})
+	some, err := k.Select([]string{"fake:c", "fake:a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dk, edks, err := keyring.GenerateDataKey(t.Context(), some, 32, nil)
+	if err != nil || len(edks) != 2 || edks[0].CMK != "fake:c" || edks[1].CMK != "fake:a" || b.asked() != 0 {
+		t.Fatalf("%+v, %v", edks, err)
+	}
+	unwrap(t, k, edks, dk)
+	if st := k.Status(); st[2].OK == 0 || st[1].Last != nil {
+		t.Errorf("%+v", st)
+	}
+	if _, err := k.Select([]string{"fake:a", "fake:x", "fake:y"}); !errors.Is(err, keyring.ErrUntrusted) || !strings.Contains(err.Error(), `"fake:x", "fake:y"`) {
+		t.Errorf("%v, want ErrUntrusted", err)
+	}
 }
 
 func TestHedge(t *testing.T) {
