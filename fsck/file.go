@@ -96,12 +96,12 @@ func (c *checker) content(at place, f blockcrypt.Fault) {
 }
 
 // header opens a file's header; of a damaged one that may have kept its file ID, it returns the cipher that the ID gives
-// under the volume's data key, and what the header would have to be.
-func (c *checker) header(src io.ReaderAt) (mended []byte, cipher *blockcrypt.Cipher, err error) {
-	return openHeader(c.v, src, func(raw []byte) (*blockcrypt.Cipher, error) { return c.v.OpenFile(c.ctx, raw) })
+// under one of the volume's own data keys, and what the header would have to be.
+func (c *checker) header(src sealedFile) (mended []byte, cipher *blockcrypt.Cipher, err error) {
+	return openHeader(c.v, src, c.layout, func(raw []byte) (*blockcrypt.Cipher, error) { return c.v.OpenFile(c.ctx, raw) })
 }
 
-func openHeader(v *volume.Volume, src io.ReaderAt, open func(raw []byte) (*blockcrypt.Cipher, error)) (mended []byte, cipher *blockcrypt.Cipher, err error) {
+func openHeader(v *volume.Volume, src sealedFile, l blockcrypt.Layout, open func(raw []byte) (*blockcrypt.Cipher, error)) (mended []byte, cipher *blockcrypt.Cipher, err error) {
 	raw := make([]byte, v.Header().Size)
 	n, err := src.ReadAt(raw, 0)
 	if err != nil && err != io.EOF {
@@ -112,11 +112,34 @@ func openHeader(v *volume.Volume, src io.ReaderAt, open func(raw []byte) (*block
 		return nil, cipher, err
 	}
 	const idOffset = 24 // docs/format.md section 4.1
-	mended, cipher, failed := v.SealFile(header.ID(raw[idOffset:]))
-	if failed != nil {
-		return nil, nil, err
+	own := v.OwnKeys()
+	for i, key := range own {
+		h, c, failed := v.SealFile(header.ID(raw[idOffset:]), key)
+		if failed != nil {
+			return nil, nil, err
+		}
+		if last := i == len(own)-1; last || opensAny(src, l, c) {
+			return h, c, err
+		}
 	}
-	return mended, cipher, err
+	return nil, nil, err
+}
+
+// errFound ends a scan that has found something.
+var errFound = errors.New("found")
+
+// opensAny reports whether a cipher opens any segment of a file.
+func opensAny(src sealedFile, l blockcrypt.Layout, c *blockcrypt.Cipher) bool {
+	st, err := src.Stat()
+	if err != nil {
+		return false
+	}
+	err = blockcrypt.Scan(src, st.Size(), l, c, blockcrypt.Visitor{
+		Data:  func(int64, []byte) error { return errFound },
+		Hole:  func(int64, int64) error { return nil },
+		Fault: func(blockcrypt.Fault) error { return nil },
+	})
+	return errors.Is(err, errFound)
 }
 
 // headerCause says why a header is refused.

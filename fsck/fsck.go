@@ -28,6 +28,7 @@ type Kind string
 // The kinds of faults.
 const (
 	VolumeHeader Kind = "volume header"
+	CurrentKey   Kind = "current data key" // of new files
 	Name         Kind = "name"
 	SideLink     Kind = "side link"    // one of the two links that tell a long name
 	DirectoryID  Kind = "directory id" // the links that hold a directory's ID
@@ -218,11 +219,21 @@ func (c *checker) count(n *int64) {
 	*n++
 }
 
-// volumeHeaders checks the two files that hold the volume header.
+// volumeHeaders checks the files that hold the volume header, and those that hold the data key of new files.
 func (c *checker) volumeHeaders() {
 	for _, h := range c.v.CheckHeaders() {
 		f := Fault{Kind: VolumeHeader, Ciphertext: filepath.Join(c.v.Dir(), h.Path), Cause: h.Err.Error() + "; the other one is sound"}
 		c.fault(f, c.v.MendHeaders)
+	}
+	_, err := c.v.Current()
+	for _, h := range c.v.CheckCurrent() {
+		f := Fault{Kind: CurrentKey, Ciphertext: filepath.Join(c.v.Dir(), h.Path), Cause: h.Err.Error()}
+		if err == nil {
+			c.fault(f, c.v.MendCurrent)
+			continue
+		}
+		f.Cause += "; no file is lost, but there can be no new ones until kmsfs rotate makes another data key"
+		c.fault(f, nil)
 	}
 }
 

@@ -43,7 +43,7 @@ func Recover(ctx context.Context, v *volume.Volume, src, dst *os.File) (Recovery
 	}
 	r.Size, _ = l.PlainSize(st.Size())
 	in := sealedFile{src, func(int) {}}
-	_, cipher, err := openHeader(v, in, func(raw []byte) (*blockcrypt.Cipher, error) { return v.OpenFile(ctx, raw) })
+	_, cipher, err := openHeader(v, in, l, func(raw []byte) (*blockcrypt.Cipher, error) { return v.OpenFile(ctx, raw) })
 	if cipher == nil {
 		return r, err
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/journal"
+	"github.com/kmsfs/kmsfs/volume"
 )
 
 // errOtherKey says that a file got another data key while its header was looked at.
@@ -18,7 +19,7 @@ func (r *run) file(f *journal.File, path string) bool {
 	}
 	err := r.rewrite(f)
 	for range 4 { // a file that is replaced all the time by one with another key is a straggler
-		if !errors.Is(err, errOtherKey) {
+		if !errors.Is(err, errOtherKey) && !errors.Is(err, volume.ErrForgotten) {
 			break
 		}
 		err = r.rewrite(f)

@@ -1,7 +1,7 @@
 // Package rewrap puts data keys wrapped by other CMKs into the headers of a volume and of its files.
 //
-// The data keys stay, and so does every segment. A data key is wrapped once for each new CMK, before anything is changed; then come the volume header and its
-// copy, so that new files have the new EDKs, and then the headers of files, each through the journal, which makes the change atomic and syncs many at once. Cut off
+// The data keys stay, and so does every segment. A data key is wrapped once for each new CMK, the volume's own before anything is changed; then come the volume header and its
+// copy, and the data key of new files, so that those have the new EDKs, and then the headers of files, each through the journal, which makes the change atomic and syncs many at once. Cut off
 // anywhere and run again, it goes on: what a header lists already is kept.
 package rewrap
 
@@ -36,6 +36,7 @@ type CMK interface {
 type Change struct {
 	Add     []CMK
 	Remove  []string // URIs, as EDKs name them
+	Have    []CMK    // others that can be asked: they wrap the data keys that the volume header's CMKs have not wrapped yet
 	Trusted []string // URIs of the CMKs that the machine can ask afterwards: one of them must be left
 }
 
@@ -78,14 +79,14 @@ type run struct {
 	j       *journal.Journal
 	change  Change
 	o       Options
-	target  []keyring.EncryptedDataKey // of headers under the volume's data key
+	target  []keyring.EncryptedDataKey               // of the volume header; those of all others are from the same CMKs
+	own     map[header.ID][]keyring.EncryptedDataKey // of headers under the volume's own data keys
 	workers chan struct{}
 
-	files, rewrapped atomic.Int64
+	files, rewrapped, wraps atomic.Int64
 
-	planning sync.Mutex                        // held over the calls at CMKs
+	planning sync.Mutex                        // held over the calls at CMKs, for data keys that files share
 	wrapped  map[wrap]keyring.EncryptedDataKey // guarded by planning
-	wraps    int64                             // guarded by planning
 
 	mu       sync.Mutex
 	moved    map[journal.Inode]*os.File // directories that were moved during the walk; guarded by mu
@@ -108,14 +109,23 @@ func Run(ctx context.Context, v *volume.Volume, j *journal.Journal, c Change, o 
 	}
 	r := &run{
 		ctx: ctx, v: v, j: j, change: c, o: o, workers: make(chan struct{}, o.Workers),
-		wrapped: make(map[wrap]keyring.EncryptedDataKey), listed: make(map[string]bool), moved: make(map[journal.Inode]*os.File), bad: make(map[string]string),
+		own: make(map[header.ID][]keyring.EncryptedDataKey), wrapped: make(map[wrap]keyring.EncryptedDataKey), listed: make(map[string]bool), moved: make(map[journal.Inode]*os.File), bad: make(map[string]string),
 	}
 	before := v.Header().EDKs
-	var err error
-	if r.target, err = r.plan(v.Header()); err != nil {
+	current, err := v.Current()
+	if err == nil {
+		r.target, err = r.plan(v.Header())
+	}
+	if err == nil {
+		r.own[v.Header().KeyID] = r.target
+		if current.Kind == header.Current {
+			r.own[current.KeyID], err = r.inLine(current)
+		}
+	}
+	if err != nil {
 		return Report{}, err
 	}
-	if err := r.check(); err != nil {
+	if err := r.check(current); err != nil {
 		return Report{}, err
 	}
 	if !o.DryRun && o.Before != nil {
@@ -125,6 +135,11 @@ func Run(ctx context.Context, v *volume.Volume, j *journal.Journal, c Change, o 
 	}
 	if !o.DryRun && (!equal(before, r.target) || len(v.CheckHeaders()) > 0) {
 		if err := v.SetEDKs(r.target); err != nil {
+			return Report{}, err
+		}
+	}
+	if !o.DryRun && (!equal(current.EDKs, r.own[current.KeyID]) || len(v.CheckCurrent()) > 0) {
+		if err := v.SetCurrentEDKs(r.own[current.KeyID]); err != nil {
 			return Report{}, err
 		}
 	}
@@ -154,7 +169,7 @@ func (r *run) walkAll() error {
 }
 
 // check refuses a change after which the volume could not be opened, or that does not fit.
-func (r *run) check() error {
+func (r *run) check(current *header.Header) error {
 	trusted := slices.ContainsFunc(r.target, func(e keyring.EncryptedDataKey) bool { return slices.Contains(r.change.Trusted, e.CMK) })
 	if !trusted {
 		left := "none at all"
@@ -163,73 +178,106 @@ func (r *run) check() error {
 		}
 		return fmt.Errorf("%w that opens the volume (left: %s); add another in the same command, or trust one of those that are left", ErrLast, left)
 	}
-	if _, err := r.v.Reseal(r.v.Header(), r.target); err != nil {
-		return fmt.Errorf("%w; the header length of a volume is fixed at init: remove a CMK in the same command", err)
+	for _, h := range []*header.Header{r.v.Header(), current} {
+		if _, err := r.v.Reseal(h, r.own[h.KeyID]); err != nil {
+			return fmt.Errorf("%w; the header length of a volume is fixed at init: remove a CMK in the same command", err)
+		}
 	}
 	return nil
 }
 
-// plan returns the EDKs that h is to list. CMKs are asked where nobody has wrapped its data key for them yet.
+// plan returns the EDKs that the volume header is to list: what it has, but for CMKs to be removed, and then those to be added.
 func (r *run) plan(h *header.Header) ([]keyring.EncryptedDataKey, error) {
-	r.planning.Lock()
-	defer r.planning.Unlock()
+	r.note(h)
 	var edks []keyring.EncryptedDataKey
-	have := make(map[string]bool)
 	for _, e := range h.EDKs {
-		if slices.Contains(r.change.Remove, e.CMK) {
-			r.mu.Lock()
-			r.listed[e.CMK] = true
-			r.mu.Unlock()
-			continue
+		if !slices.Contains(r.change.Remove, e.CMK) {
+			edks = append(edks, e)
 		}
-		have[e.CMK] = true
-		edks = append(edks, e)
 	}
 	for _, k := range r.change.Add {
-		if have[k.CMK()] {
+		if slices.Contains(uris(edks), k.CMK()) {
 			continue
 		}
-		id := wrap{h.KeyID, k.CMK()}
-		e, ok := r.wrapped[id]
-		if !ok {
-			made, err := r.v.Wrap(r.ctx, h.KeyID, k)
-			if err != nil {
-				return nil, fmt.Errorf("wrap the data key under %s: %w", k.CMK(), err)
-			}
-			if len(made) != 1 {
-				return nil, fmt.Errorf("wrap the data key under %s: %d wrapped keys", k.CMK(), len(made))
-			}
-			e = made[0]
-			r.wrapped[id], r.wraps = e, r.wraps+1
+		e, err := r.wrap(h.KeyID, k)
+		if err != nil {
+			return nil, err
 		}
 		edks = append(edks, e)
 	}
 	return edks, nil
 }
 
+// inLine returns the EDKs of h's data key from the CMKs that the volume header is to list.
+func (r *run) inLine(h *header.Header) ([]keyring.EncryptedDataKey, error) {
+	var edks []keyring.EncryptedDataKey
+	for _, cmk := range uris(r.target) {
+		if i := slices.Index(uris(h.EDKs), cmk); i >= 0 {
+			edks = append(edks, h.EDKs[i])
+			continue
+		}
+		can := slices.Concat(r.change.Add, r.change.Have)
+		i := slices.IndexFunc(can, func(k CMK) bool { return k.CMK() == cmk })
+		if i < 0 {
+			return nil, fmt.Errorf("%w: %s, which has not wrapped the data key %s yet", keyring.ErrUntrusted, cmk, h.KeyID)
+		}
+		e, err := r.wrap(h.KeyID, can[i])
+		if err != nil {
+			return nil, err
+		}
+		edks = append(edks, e)
+	}
+	return edks, nil
+}
+
+// wrap has a CMK wrap a data key, once for all headers that have it. Where every file has a data key of its own, there is nothing to be remembered.
+func (r *run) wrap(key header.ID, k CMK) (keyring.EncryptedDataKey, error) {
+	id := wrap{key, k.CMK()}
+	if shared := !r.v.Header().PerFile; shared {
+		r.planning.Lock()
+		defer r.planning.Unlock()
+		if e, ok := r.wrapped[id]; ok {
+			return e, nil
+		}
+	}
+	made, err := r.v.Wrap(r.ctx, key, k)
+	if err == nil && len(made) != 1 {
+		err = fmt.Errorf("%d wrapped keys", len(made))
+	}
+	if err != nil {
+		return keyring.EncryptedDataKey{}, fmt.Errorf("wrap the data key under %s: %w", k.CMK(), err)
+	}
+	r.wraps.Add(1)
+	if !r.v.Header().PerFile {
+		r.wrapped[id] = made[0]
+	}
+	return made[0], nil
+}
+
 // edks returns the EDKs that the header of a file is to list.
 func (r *run) edks(h *header.Header) ([]keyring.EncryptedDataKey, error) {
-	if h.KeyID == r.v.Header().KeyID {
-		for _, e := range h.EDKs {
-			if slices.Contains(r.change.Remove, e.CMK) {
-				r.mu.Lock()
-				r.listed[e.CMK] = true
-				r.mu.Unlock()
-			}
+	r.note(h)
+	if own := r.own[h.KeyID]; own != nil {
+		return own, nil
+	}
+	return r.inLine(h)
+}
+
+// note notes which of the CMKs to be removed a header lists.
+func (r *run) note(h *header.Header) {
+	for _, e := range h.EDKs {
+		if slices.Contains(r.change.Remove, e.CMK) {
+			r.mu.Lock()
+			r.listed[e.CMK] = true
+			r.mu.Unlock()
 		}
-		return r.target, nil
 	}
-	edks, err := r.plan(h)
-	if err == nil && len(edks) == 0 {
-		err = fmt.Errorf("%w: the file has a data key of its own, wrapped by those to be removed alone", ErrLast)
-	}
-	return edks, err
 }
 
 func (r *run) report(before []keyring.EncryptedDataKey) Report {
 	p := Report{
 		CMKs: uris(r.target), Added: []string{}, Removed: []string{}, Unlisted: []string{}, Stragglers: []Straggler{},
-		Files: r.files.Load(), Rewrapped: r.rewrapped.Load(), Wraps: r.wraps,
+		Files: r.files.Load(), Rewrapped: r.rewrapped.Load(), Wraps: r.wraps.Load(),
 	}
 	for _, e := range r.target {
 		if !slices.Contains(uris(before), e.CMK) {

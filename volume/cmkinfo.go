@@ -32,7 +32,7 @@ func (v *Volume) CMKInfo() ([]byte, error) {
 		return nil, fmt.Errorf("%w: %s/%s is cut", ErrDamaged, MetaDir, cmkInfoFile)
 	}
 	info := raw[sha256.Size:]
-	if !hmac.Equal(raw, sealCMKInfo(v.dataKey(v.keys.current), v.Header().FileID, info)) {
+	if !hmac.Equal(raw, sealCMKInfo(v.keys.known.get(v.keys.volume), v.Header().FileID, info)) {
 		return nil, fmt.Errorf("%w: %s/%s does not authenticate", ErrDamaged, MetaDir, cmkInfoFile)
 	}
 	return info, nil
@@ -40,7 +40,7 @@ func (v *Volume) CMKInfo() ([]byte, error) {
 
 // SetCMKInfo replaces what an unlocked volume keeps of its CMKs.
 func (v *Volume) SetCMKInfo(info []byte) error {
-	if err := v.replace(cmkInfoFile, sealCMKInfo(v.dataKey(v.keys.current), v.Header().FileID, info)); err != nil {
+	if err := v.replace(cmkInfoFile, sealCMKInfo(v.keys.known.get(v.keys.volume), v.Header().FileID, info)); err != nil {
 		return fmt.Errorf("write %s/%s: %w", MetaDir, cmkInfoFile, err)
 	}
 	return unix.Fsync(v.meta)

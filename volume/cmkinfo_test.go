@@ -158,7 +158,7 @@ func TestSharedUnwrap(t *testing.T) {
 	// The same volume, as if it had another data key now.
 	g := &gate{Keyring: k, entered: make(chan struct{}, 1), open: make(chan struct{})}
 	v.keys.keyring = g
-	clear(v.keys.known)
+	v.keys.known = newKnown()
 	ctx, leave := context.WithCancel(t.Context())
 	first := make(chan error, 1)
 	go func() {

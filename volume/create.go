@@ -18,6 +18,7 @@ type Params struct {
 	Algorithm      header.Algorithm
 	SegmentSize    int                       // bytes, a power of two from 4,096 to 65,536
 	PlaintextNames bool                      // store names as they are
+	PerFile        bool                      // give every file a data key of its own
 	Context        keyring.EncryptionContext // bound into every wrapped data key and every header
 	CMKInfo        func() []byte             // returns what [Volume.CMKInfo] keeps, once the CMKs have wrapped the data key; nil for nothing
 }
@@ -46,6 +47,7 @@ func Create(ctx context.Context, dir string, p Params, k keyring.Keyring) (_ *he
 		Algorithm:      p.Algorithm,
 		SegmentSize:    p.SegmentSize,
 		PlaintextNames: p.PlaintextNames,
+		PerFile:        p.PerFile,
 		FileID:         header.NewID(),
 		Context:        p.Context,
 	}

@@ -21,38 +21,24 @@ var ErrForeign = errors.New("volume: file is not from a volume like this one")
 
 // keys is what an unlocked volume knows.
 type keys struct {
-	names   *names.Keys
-	current header.ID // data key ID of new files
+	names  *names.Keys
+	volume header.ID // data key ID of the volume header
+	known  *known    // by data key ID
 
 	flight singleflight.Group // one unwrap for each data key at a time
 
 	mu      sync.RWMutex
-	keyring keyring.Keyring      // guarded by mu
-	known   map[header.ID]hidden // by data key ID; guarded by mu
+	keyring keyring.Keyring // guarded by mu
 }
 
-// ring is the keyring that unwraps.
+// ring is the keyring that unwraps, and that wraps data keys that are new.
 func (k *keys) ring() keyring.Keyring {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.keyring
 }
 
-// A hidden is a data key inside other values: no verb of fmt looks into a function.
-type hidden func() keyring.DataKey
-
-func hide(dk keyring.DataKey) hidden { return func() keyring.DataKey { return dk } }
-
-func (k *keys) wipe() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, dk := range k.known {
-		dk().Wipe()
-	}
-	clear(k.known)
-}
-
-// Unlock unwraps the volume's data key through k and authenticates the volume header.
+// Unlock unwraps the volume's data key through k and authenticates the volume header, and does likewise with the data key of new files if that is another one: what is wrong with that, [Volume.Current] tells.
 // Errors of k are wrapped; a header that does not authenticate gives [ErrDamaged].
 func (v *Volume) Unlock(ctx context.Context, k keyring.Keyring) error {
 	var failures []error
@@ -72,13 +58,16 @@ func (v *Volume) Unlock(ctx context.Context, k keyring.Keyring) error {
 		if i > 0 {
 			v.warning = fmt.Sprintf("using %s: %v", c.name, failures[0])
 		}
-		v.candidates = []candidate{c}
-		v.keys = &keys{
-			keyring: k,
-			names:   nk,
-			current: c.header.KeyID,
-			known:   map[header.ID]hidden{c.header.KeyID: hide(dk)},
+		for _, other := range v.candidates {
+			if other.header.KeyID == c.header.KeyID && other.header.Verify(dk) == nil {
+				v.expected = max(v.expected, other.header.Generation)
+			}
 		}
+		v.candidates = []candidate{c}
+		v.keys = &keys{keyring: k, names: nk, volume: c.header.KeyID, known: newKnown()}
+		v.keys.known.keep(c.header.KeyID, dk)
+		v.current.Store(v.unlockCurrent(ctx, k, dk))
+		v.Expect(v.expected)
 		return nil
 	}
 	if len(failures) == 2 && failures[0].Error() == failures[1].Error() {
@@ -96,73 +85,94 @@ func (v *Volume) Layout() (blockcrypt.Layout, error) {
 	return blockcrypt.NewLayout(h.SegmentSize, h.Size)
 }
 
-// CurrentKey returns the data key ID of new files of an unlocked volume.
-func (v *Volume) CurrentKey() header.ID { return v.keys.current }
+// NewFile returns the header bytes and the cipher of a new file: a fresh file ID under the data key of new files or, where each has its own, one that CMKs make and wrap; see [Volume.Supply] for that.
+func (v *Volume) NewFile() ([]byte, *blockcrypt.Cipher, error) { return v.Supply().NewFile() }
 
-// NewFile returns the header bytes and the cipher of a new file: a fresh file ID under the volume's data key.
-func (v *Volume) NewFile() ([]byte, *blockcrypt.Cipher, error) { return v.SealFile(header.NewID()) }
+// newFile is NewFile where files share a data key.
+func (v *Volume) newFile(id header.ID) ([]byte, *blockcrypt.Cipher, error) {
+	h, err := v.Current()
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrNoKey, err)
+	}
+	return v.seal(id, v.keys.known.get(h.KeyID), h.EDKs)
+}
 
-// SealFile returns the header bytes and the cipher of the file with the given ID under the volume's data key. It is for files whose header is damaged
+// SealFile returns the header bytes and the cipher of the file with the given ID under the data key of that ID, which is one of the volume's own. It is for files whose header is damaged
 // but for the ID: a cipher that opens their segments shows that the ID and the key are theirs.
-func (v *Volume) SealFile(id header.ID) ([]byte, *blockcrypt.Cipher, error) {
+func (v *Volume) SealFile(id, key header.ID) ([]byte, *blockcrypt.Cipher, error) {
+	h, err := v.Current()
+	if err != nil || h.KeyID != key {
+		h = v.Header()
+	}
+	if h.KeyID != key {
+		return nil, nil, fmt.Errorf("%w: %s", ErrForgotten, key)
+	}
+	return v.seal(id, v.keys.known.get(key), h.EDKs)
+}
+
+// OwnKeys returns the IDs of the data keys that the volume itself has: that of the volume header and that of new files, if it is another one.
+func (v *Volume) OwnKeys() []header.ID {
+	own := []header.ID{v.keys.volume}
+	if h, err := v.Current(); err == nil && h.KeyID != v.keys.volume {
+		own = append(own, h.KeyID)
+	}
+	return own
+}
+
+func (v *Volume) seal(id header.ID, dk keyring.DataKey, edks []keyring.EncryptedDataKey) ([]byte, *blockcrypt.Cipher, error) {
 	vh := v.Header()
 	h := &header.Header{
 		Kind: header.File, Algorithm: vh.Algorithm, SegmentSize: vh.SegmentSize, Size: vh.Size,
-		FileID: id, Context: vh.Context, EDKs: vh.EDKs,
+		FileID: id, Context: vh.Context, EDKs: edks,
 	}
-	dk := v.dataKey(v.keys.current)
 	raw, err := h.Seal(dk)
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
+	c, err := blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, id)
 	return raw, c, err
 }
 
 // OpenFile authenticates the header of a file of the volume, given at least its first [header.Header.Size] bytes, and
 // returns the file's cipher. No CMK is asked if the header's data key is known.
 func (v *Volume) OpenFile(ctx context.Context, raw []byte) (*blockcrypt.Cipher, error) {
-	h, err := v.FileHeader(ctx, raw)
+	h, dk, err := v.openHeader(ctx, raw)
 	if err != nil {
 		return nil, err
 	}
-	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), v.dataKey(h.KeyID), h.FileID)
+	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
 }
 
-// FileHeader is OpenFile for those who want the header itself. Its data key is known from then on.
+// FileHeader is OpenFile for those who want the header itself. Its data key is known from then on, for a while if it is not one of the volume's own.
 func (v *Volume) FileHeader(ctx context.Context, raw []byte) (*header.Header, error) {
+	h, _, err := v.openHeader(ctx, raw)
+	return h, err
+}
+
+func (v *Volume) openHeader(ctx context.Context, raw []byte) (*header.Header, keyring.DataKey, error) {
 	h, err := header.Parse(raw)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	vh := v.Header()
 	switch {
 	case h.Kind != header.File:
-		return nil, fmt.Errorf("%w: not the header of a file", ErrForeign)
+		return nil, nil, fmt.Errorf("%w: not the header of a file", ErrForeign)
 	case h.Algorithm != vh.Algorithm, h.SegmentSize != vh.SegmentSize, h.Size != vh.Size:
-		return nil, fmt.Errorf("%w: algorithm, segment size or header length differs", ErrForeign)
+		return nil, nil, fmt.Errorf("%w: algorithm, segment size or header length differs", ErrForeign)
 	case !h.Context.Equal(vh.Context):
-		return nil, fmt.Errorf("%w: encryption context differs", ErrForeign)
+		return nil, nil, fmt.Errorf("%w: encryption context differs", ErrForeign)
 	}
-	dk := v.dataKey(h.KeyID)
+	dk := v.keys.known.get(h.KeyID)
 	if dk == nil {
 		if dk, err = v.unwrap(ctx, h); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	if err := h.Verify(dk); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return h, nil
-}
-
-func (v *Volume) dataKey(id header.ID) keyring.DataKey {
-	v.keys.mu.RLock()
-	defer v.keys.mu.RUnlock()
-	if dk := v.keys.known[id]; dk != nil {
-		return dk()
-	}
-	return nil
+	return h, dk, nil
 }
 
 // openKey unwraps the data key of a header, and authenticates the header with it. A CMK may give back another key than it wrapped: then each of the
@@ -193,7 +203,7 @@ func openKey(ctx context.Context, k keyring.Keyring, h *header.Header) (keyring.
 	return nil, wrong
 }
 
-// unwrap asks the keyring for a data key that is not the volume's own. Only a key that the header
+// unwrap asks the keyring for a data key that is not known. Only a key that the header
 // authenticates under is remembered; failures never are. Callers that want the same key at the same time share one unwrap, which goes on
 // when one of them leaves.
 func (v *Volume) unwrap(ctx context.Context, h *header.Header) (keyring.DataKey, error) {
@@ -204,16 +214,14 @@ func (v *Volume) unwrap(ctx context.Context, h *header.Header) (keyring.DataKey,
 		flight += e.CMK + "\x00" + string(e.Wrapped)
 	}
 	result := k.flight.DoChan(flight, func() (any, error) {
-		if dk := v.dataKey(h.KeyID); dk != nil {
+		if dk := k.known.get(h.KeyID); dk != nil {
 			return dk, nil // another flight has landed meanwhile
 		}
 		dk, err := openKey(context.WithoutCancel(ctx), k.ring(), h)
 		if err != nil {
 			return nil, err
 		}
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.known[h.KeyID] = hide(dk)
+		k.known.add(h.KeyID, dk)
 		return dk, nil
 	})
 	select {

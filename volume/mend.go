@@ -12,7 +12,7 @@ import (
 	"github.com/kmsfs/kmsfs/header"
 )
 
-// A HeaderFault is what is wrong with one of the two files that hold the volume header.
+// A HeaderFault is what is wrong with one of the two files that hold a header of the volume.
 type HeaderFault struct {
 	Path string // below the ciphertext directory
 	Err  error
@@ -56,7 +56,7 @@ func (v *Volume) soundHeader() (sound []byte, faults []HeaderFault) {
 		case len(raw) != h.Size:
 			err = fmt.Errorf("%w: %d bytes instead of %d", header.ErrFormat, len(raw), h.Size)
 		default:
-			err = h.Verify(v.dataKey(v.keys.current))
+			err = h.Verify(v.keys.known.get(v.keys.volume))
 		}
 		if err == nil && sound != nil && !bytes.Equal(raw, sound) {
 			err = fmt.Errorf("sound, but not what %s is", headerFile)
@@ -68,6 +68,28 @@ func (v *Volume) soundHeader() (sound []byte, faults []HeaderFault) {
 		}
 	}
 	return sound, faults
+}
+
+// setHeader gives the volume another header, under its own data key.
+func (v *Volume) setHeader(h *header.Header) error {
+	raw, err := h.Seal(v.keys.known.get(v.keys.volume))
+	if err == nil {
+		err = v.writeBoth(headerCopy, headerFile, raw)
+	}
+	if err == nil {
+		v.changed.Store(h)
+	}
+	return err
+}
+
+// writeBoth replaces a file and its copy. The copy is durable before the file is touched, so that one of them is whole whatever happens.
+func (v *Volume) writeBoth(copied, file string, raw []byte) error {
+	for _, name := range []string{copied, file} {
+		if err := errors.Join(v.replace(name, raw), unix.Fsync(v.meta)); err != nil {
+			return fmt.Errorf("write %s/%s: %w", MetaDir, name, err)
+		}
+	}
+	return nil
 }
 
 // replace replaces a file in the volume's own directory.

@@ -47,12 +47,16 @@ type Volume struct {
 	// The candidates for the volume header that parse, best first: the file and, if it differs, its copy.
 	candidates []candidate
 	keys       *keys                         // nil until Unlock
-	rewrapped  atomic.Pointer[header.Header] // takes the place of the candidates; nil until SetEDKs
+	changed    atomic.Pointer[header.Header] // takes the place of the candidates; nil until it was written anew
+	current    atomic.Pointer[current]       // nil until Unlock
+	expected   uint64                        // generation that somebody has seen; set by Unlock and Expect
 }
 
+// A candidate is a header that parses.
 type candidate struct {
 	name   string
 	header *header.Header
+	raw    []byte
 }
 
 // Open opens the volume in dir. It reads the volume header but needs no key and no network. The error wraps
@@ -90,6 +94,7 @@ func Open(dir string) (_ *Volume, err error) {
 
 // readHeaders fills the candidates.
 func (v *Volume) readHeaders() error {
+	v.candidates, v.warning = nil, ""
 	var first error // why the header file itself was no good
 	var before []byte
 	missing := 0
@@ -115,7 +120,7 @@ func (v *Volume) readHeaders() error {
 			continue // asking CMKs for the same again would only take time
 		}
 		before = raw
-		v.candidates = append(v.candidates, candidate{name, h})
+		v.candidates = append(v.candidates, candidate{name, h, raw})
 	}
 	switch {
 	case missing == 2:
@@ -152,7 +157,7 @@ func readSmall(dirfd int, name string, limit int64) ([]byte, error) {
 
 // Header returns the volume's header. Before Unlock nothing in it is authenticated.
 func (v *Volume) Header() *header.Header {
-	if h := v.rewrapped.Load(); h != nil {
+	if h := v.changed.Load(); h != nil {
 		return h
 	}
 	return v.candidates[0].header
@@ -171,7 +176,7 @@ func (v *Volume) MetaFd() int { return v.meta }
 func (v *Volume) Warning() string { return v.warning }
 
 // Lock makes sure that nobody else mounts the volume while it is open; the error wraps [ErrInUse] if somebody does.
-// The lock goes with the process.
+// The lock goes with the process. It is for before Unlock: the volume header is read again, since whoever had the lock may have changed it.
 func (v *Volume) Lock() error {
 	err := unix.Flock(v.meta, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -179,13 +184,13 @@ func (v *Volume) Lock() error {
 	} else if err != nil {
 		return fmt.Errorf("lock volume: %w", &os.PathError{Op: "flock", Path: filepath.Join(v.dir, MetaDir), Err: err})
 	}
-	return nil
+	return v.readHeaders()
 }
 
 // Close gives up the lock, forgets the keys and closes the directory.
 func (v *Volume) Close() error {
 	if v.keys != nil {
-		v.keys.wipe()
+		v.keys.known.wipe()
 	}
 	if v.meta >= 0 {
 		unix.Close(v.meta)

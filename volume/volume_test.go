@@ -37,7 +37,7 @@ func unlocked(t *testing.T) *Volume {
 // TestPrintsNoKey prints an unlocked volume, and what holds it, with every verb that shows unexported fields.
 func TestPrintsNoKey(t *testing.T) {
 	v := unlocked(t)
-	dk := v.dataKey(v.keys.current)
+	dk := v.keys.known.get(v.keys.volume)
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
 		for _, value := range []any{v, v.keys, v.Names(), struct{ v *Volume }{v}} { // what a careless log line would do
 			out := fmt.Sprintf(verb, value)
@@ -93,7 +93,7 @@ func TestMendHeaders(t *testing.T) {
 func TestSealFile(t *testing.T) {
 	v := unlocked(t)
 	id := header.NewID()
-	raw, _, err := v.SealFile(id)
+	raw, _, err := v.SealFile(id, v.Header().KeyID)
 	if err != nil {
 		t.Fatal(err)
 	}
