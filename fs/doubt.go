@@ -9,13 +9,14 @@ import (
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/journal"
+	"github.com/kmsfs/kmsfs/volume"
 )
 
 // After a crash, a file that was new and not synced yet may be torn: docs/format.md section 10.3. Nothing of it was promised. Before
 // anybody sees its size it is read whole; if it does not authenticate, it is emptied, which is what its writer may expect to find.
 
 // examine settles the doubt about file, whose content or what is wrong with its header is given.
-func (f *FS) examine(n *node, file *journal.File, data *blockcrypt.File, err error) (*blockcrypt.File, error) {
+func (f *FS) examine(n *node, file *journal.File, supply *volume.Supply, data *blockcrypt.File, err error) (*blockcrypt.File, error) {
 	if err == nil {
 		err = readAll(data)
 	}
@@ -33,7 +34,7 @@ func (f *FS) examine(n *node, file *journal.File, data *blockcrypt.File, err err
 	if err := file.Empty(); err != nil {
 		return nil, err
 	}
-	return blockcrypt.Open(file, f.layout, nil, f.vol.NewFile)
+	return blockcrypt.Open(file, f.layout, nil, supply.NewFile)
 }
 
 // damaged reports whether err is about the bytes of a file.

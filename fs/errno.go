@@ -11,6 +11,7 @@ import (
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/names"
+	"github.com/kmsfs/kmsfs/volume"
 )
 
 // status is the only place where an error becomes an errno. Damage, and whatever is not known, is EIO.
@@ -30,6 +31,8 @@ func status(err error) fuse.Status {
 		return fuse.Status(syscall.ENAMETOOLONG)
 	case errors.Is(err, context.Canceled):
 		return fuse.EINTR
+	case errors.Is(err, volume.ErrNoKey), errors.Is(err, keyring.ErrUnavailable):
+		return fuse.EIO // whatever a CMK, or the way to it, said
 	case errors.Is(err, keyring.ErrDenied):
 		return fuse.EACCES
 	case errors.As(err, &errno):

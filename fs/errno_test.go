@@ -15,6 +15,7 @@ import (
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/names"
+	"github.com/kmsfs/kmsfs/volume"
 )
 
 func TestStatus(t *testing.T) {
@@ -37,6 +38,8 @@ func TestStatus(t *testing.T) {
 		{names.ErrTooLong, fuse.Status(syscall.ENAMETOOLONG)},
 		{keyring.ErrNoMatch, fuse.EIO},
 		{fmt.Errorf("unwrap: %w", keyring.ErrDenied), fuse.EACCES},
+		{fmt.Errorf("%w: %w", volume.ErrNoKey, keyring.ErrDenied), fuse.EIO},
+		{fmt.Errorf("%w: %w", keyring.ErrUnavailable, syscall.ECONNREFUSED), fuse.EIO},
 		{context.Canceled, fuse.EINTR},
 		{io.EOF, fuse.EIO},
 		{io.ErrUnexpectedEOF, fuse.EIO},

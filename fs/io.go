@@ -56,6 +56,9 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	if err := f.killPrivileges(n, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0); err != nil {
 		return 0, status(err)
 	}
+	if err := o.prepare(); err != nil {
+		return 0, f.fail(n, "write", err)
+	}
 	m, err := o.data.WriteAt(data, int64(in.Offset))
 	if err != nil {
 		s := f.fail(n, "write", err)
@@ -152,7 +155,14 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if err := f.killPrivileges(n, false); err != nil {
 		return status(err)
 	}
-	return f.fail(n, "allocate in", allocate(o, off, size, in.Mode))
+	var err error
+	if in.Mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
+		err = o.prepare()
+	}
+	if err == nil {
+		err = allocate(o, off, size, in.Mode)
+	}
+	return f.fail(n, "allocate in", err)
 }
 
 func allocate(o *openFile, off, size int64, mode uint32) error {
@@ -225,6 +235,9 @@ func (f *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (ui
 	}
 	if err := f.killPrivileges(to, true); err != nil {
 		return 0, status(err)
+	}
+	if err := dst.prepare(); err != nil {
+		return 0, f.fail(to, "copy to", err)
 	}
 	copied, err := copyRange(interrupt(cancel), dst.data, src.data, int64(in.OffOut), int64(in.OffIn), int64(min(in.Len, maxCopy)))
 	if copied > 0 {

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"errors"
 	"io"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/names"
+	"github.com/kmsfs/kmsfs/volume"
 )
 
 // An openFile is the content of a file that somebody has open. All openers of an inode share it.
@@ -18,8 +20,9 @@ type openFile struct {
 	fd     int           // of file: for its attributes
 	file   *journal.File // the ciphertext
 	data   *blockcrypt.File
-	refs   int  // openers; guarded by node.mu
-	killed bool // file capabilities were looked for since the file was opened; guarded by node.mu
+	supply *volume.Supply // of headers, for data
+	refs   int            // openers; guarded by node.mu
+	killed bool           // file capabilities were looked for since the file was opened; guarded by node.mu
 }
 
 // Open implements [fuse.RawFileSystem].
@@ -191,18 +194,28 @@ func (f *FS) newOpen(ctx interrupt, n *node, fd int, writable bool) (*openFile, 
 	if err != nil {
 		return nil, err
 	}
-	data, err := f.plaintext(ctx, file)
+	supply := f.vol.Supply()
+	data, err := f.plaintext(ctx, file, supply)
 	if f.journal.Suspect(file.Fd()) {
-		data, err = f.examine(n, file, data, err)
+		data, err = f.examine(n, file, supply, data, err)
 	}
 	if err != nil {
 		return nil, errors.Join(err, file.Release())
 	}
-	return &openFile{fd: file.Fd(), file: file, data: data}, nil
+	return &openFile{fd: file.Fd(), file: file, data: data, supply: supply}, nil
+}
+
+// prepare is called before a change that may give a file its first bytes. Where every file has a data key of its own, CMKs make and wrap one, which no lock must wait for. A signal does not cut that
+// short: programs do not expect EINTR from a write to a file, and the calls end by themselves.
+func (o *openFile) prepare() error {
+	if !o.supply.Asks() || o.data.Size() > 0 {
+		return nil
+	}
+	return o.supply.Ready(context.Background())
 }
 
 // plaintext reads the header of a ciphertext file, if it has one, and checks it.
-func (f *FS) plaintext(ctx interrupt, file *journal.File) (*blockcrypt.File, error) {
+func (f *FS) plaintext(ctx interrupt, file *journal.File, supply *volume.Supply) (*blockcrypt.File, error) {
 	size, err := file.Size()
 	if err != nil {
 		return nil, err
@@ -218,7 +231,7 @@ func (f *FS) plaintext(ctx interrupt, file *journal.File) (*blockcrypt.File, err
 			return nil, err
 		}
 	}
-	return blockcrypt.Open(file, f.layout, c, f.vol.NewFile)
+	return blockcrypt.Open(file, f.layout, c, supply.NewFile)
 }
 
 // upgrade reopens a file that was opened for reading only, now for writing as well. n.mu is held.

@@ -54,6 +54,11 @@ func (f *FS) setattr(cancel <-chan struct{}, n *node, in *fuse.SetAttrIn) error 
 			if err := f.killPrivileges(n, in.Valid&fuse.FATTR_KILL_SUIDGID != 0); err != nil {
 				return err
 			}
+			if size > 0 {
+				if err := o.prepare(); err != nil {
+					return err
+				}
+			}
 			if err := o.data.Truncate(int64(size)); err != nil || in.Valid&fuse.FATTR_FH != 0 {
 				return err
 			}
