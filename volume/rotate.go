@@ -43,6 +43,9 @@ func (v *Volume) NextKey(ctx context.Context, k keyring.Keyring) (*NextKey, erro
 		Kind: header.Current, Algorithm: vh.Algorithm, SegmentSize: vh.SegmentSize, Size: vh.Size, FileID: vh.FileID, Context: vh.Context, EDKs: edks,
 		Generation: max(v.Generation(), vh.Generation, v.expected) + 1,
 	}
+	if found, _ := v.endorsed(v.keys.known.get(v.keys.volume)); len(found) > 0 {
+		h.Generation = max(h.Generation, found[0].header.Generation+1) // one that a rotation has left behind that was cut off
+	}
 	h.Endorse(v.keys.known.get(v.keys.volume), dk)
 	raw, err := h.Seal(dk)
 	if err == nil {

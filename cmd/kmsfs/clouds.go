@@ -31,6 +31,7 @@ type provider struct {
 	file      string // where the vendor's tools keep one, below the home directory
 	keyVars   string // variables with an access key
 	role      string // what gives an instance a credential
+	rate      int    // the cap on calls in a second
 	newKeeper func(creds.Options) (*creds.Keeper, error)
 	newOpener func(cloud.Config) (opener, error)
 }
@@ -40,12 +41,12 @@ func providerOf(scheme string) provider {
 	if scheme == cloud.Alibaba {
 		return provider{
 			"alibaba", "ALIBABA_CLOUD_CREDENTIALS_FILE", ".alibabacloud/credentials",
-			"ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET", "a RAM role", creds.NewAlibaba, newAlibaba,
+			"ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET", "a RAM role", 200, creds.NewAlibaba, newAlibaba,
 		}
 	}
 	return provider{
 		"huawei", "HUAWEICLOUD_SDK_CREDENTIALS_FILE", ".huaweicloud/credentials",
-		"HUAWEICLOUD_SDK_AK and HUAWEICLOUD_SDK_SK", "an agency", creds.NewHuawei, newHuawei,
+		"HUAWEICLOUD_SDK_AK and HUAWEICLOUD_SDK_SK", "an agency", 10, creds.NewHuawei, newHuawei,
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/kmsfs/kmsfs/keyring/cloud"
@@ -34,13 +35,13 @@ func (s *keyrings) info(cmks []string) []byte {
 
 // onlyRSA reports whether every one of cmks, which have wrapped, is an RSA CMK.
 func (s *keyrings) onlyRSA(cmks []string) bool {
-	for _, cmk := range cmks {
-		k := s.opened[cmk]
-		if k == nil || k.Known() == nil || !strings.HasPrefix(k.Known().Spec, "RSA_") {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(cmks, func(cmk string) bool { return !s.isRSA(cmk) })
+}
+
+// isRSA reports whether a CMK, which has wrapped, is an RSA one.
+func (s *keyrings) isRSA(cmk string) bool {
+	k := s.opened[cmk]
+	return k != nil && k.Known() != nil && strings.HasPrefix(k.Known().Spec, "RSA_")
 }
 
 // learn takes over what an unlocked volume knows of its CMKs, so that keyrings that are opened from now on need not ask. What cannot be read is

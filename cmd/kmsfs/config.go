@@ -26,8 +26,11 @@ type config struct {
 	Algorithm      string            `toml:"algorithm,omitempty"`
 	SegmentSize    int               `toml:"segment-size,omitempty"`
 	PlaintextNames bool              `toml:"plaintext-names,omitempty"`
+	DataKey        string            `toml:"data-key,omitempty"`
 	Alibaba        cloudSettings     `toml:"alibaba,omitempty"`
 	Huawei         cloudSettings     `toml:"huawei,omitempty"`
+
+	Generation uint64 `toml:"generation,omitempty"` // of a record alone: the newest data key of new files that this machine has seen
 }
 
 func configFlag() cli.Flag {
@@ -58,21 +61,23 @@ func configDir() (string, error) {
 }
 
 // loadConfig reads the configuration file. The one that is not named, in the configuration directory, need not exist.
-func loadConfig(path string) (config, error) {
-	if path != "" {
-		c, err := readTOML(path)
-		if errors.Is(err, os.ErrNotExist) {
-			return c, usagef("--config: %w", err)
+func loadConfig(path string) (c config, err error) {
+	named := path != ""
+	if !named {
+		dir, err := configDir()
+		if err != nil {
+			return config{}, err
 		}
-		return c, err
+		path = filepath.Join(dir, "kmsfs.toml")
 	}
-	dir, err := configDir()
-	if err != nil {
-		return config{}, err
-	}
-	c, err := readTOML(filepath.Join(dir, "kmsfs.toml"))
-	if errors.Is(err, os.ErrNotExist) {
+	c, err = readTOML(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist) && named:
+		return c, usagef("--config: %w", err)
+	case errors.Is(err, os.ErrNotExist):
 		return config{}, nil
+	case err == nil && c.Generation != 0:
+		return c, usagef("%s: generation is a setting of the record of a volume", path)
 	}
 	return c, err
 }

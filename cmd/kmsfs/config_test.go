@@ -30,10 +30,10 @@ func TestConfig(t *testing.T) {
 		t.Errorf("no file: %+v, %v", c, err)
 	}
 	all := "cmk = ['local:/a']\nendpoint = ['huawei/r=https://h']\noptions = ['ro']\nlog = '/l'\nforeground = true\ncontext = {k = 'v'}\n" +
-		"algorithm = 'sm4-128-gcm'\nsegment-size = 8192\nplaintext-names = true\n" +
+		"algorithm = 'sm4-128-gcm'\nsegment-size = 8192\nplaintext-names = true\ndata-key = 'per-file'\n" +
 		"[alibaba]\ncredentials = '/a'\nmetadata = 'off'\nrole = 'r'\n[huawei]\ncredentials = '/h'\n"
-	want := config{[]string{"local:/a"}, []string{"huawei/r=https://h"}, []string{"ro"}, "/l", true, map[string]string{"k": "v"}, "sm4-128-gcm", 8192, true,
-		cloudSettings{"/a", "off", "r"}, cloudSettings{Credentials: "/h"}}
+	want := config{[]string{"local:/a"}, []string{"huawei/r=https://h"}, []string{"ro"}, "/l", true, map[string]string{"k": "v"}, "sm4-128-gcm", 8192, true, "per-file",
+		cloudSettings{"/a", "off", "r"}, cloudSettings{Credentials: "/h"}, 0}
 	write(t, filepath.Join(dir, "kmsfs.toml"), all, 0o644)
 	if c, err := loadConfig(""); err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, %v", c, err)
@@ -48,6 +48,7 @@ func TestConfig(t *testing.T) {
 		"group":     {all, "chmod go-w", 0o620},
 		"world":     {all, "chmod go-w", 0o602},
 		"long":      {strings.Repeat("#", maxConfig+1), "at most", 0o600},
+		"record":    {"generation = 1\n", "generation", 0o600},
 		"duplicate": {"log = 'a'\nlog = 'b'\n", "log", 0o600},
 	} {
 		path := write(t, filepath.Join(dir, name), c.content, c.mode)

@@ -62,7 +62,7 @@ type daemon struct {
 	stop   context.CancelFunc
 	asking sync.WaitGroup
 
-	rewraps sync.Mutex // one at a time
+	changes sync.Mutex // held over a rewrap or a rotation
 
 	mu   sync.Mutex
 	ring *failover.Keyring // guarded by mu
@@ -88,13 +88,13 @@ func (job *mountJob) answer(v *volume.Volume, srv *fs.Server, ring *failover.Key
 	path, err := socketPath(v)
 	if err == nil {
 		d.server, err = control.Listen(path, control.Options{
-			Handlers: map[string]control.Handler{"status": d.status, "rewrap": d.rewrap},
+			Handlers: map[string]control.Handler{"status": d.status, "rewrap": d.rewrap, "rotate": d.rotate},
 			Code:     exitCode,
 			Logger:   logger,
 		})
 	}
 	if err != nil {
-		logger.Warn("kmsfs status and rewrap will not find this mount", "err", err)
+		logger.Warn("kmsfs status, rewrap and rotate will not find this mount", "err", err)
 	}
 	return d
 }
@@ -147,6 +147,25 @@ func (d *daemon) askAgain(ctx context.Context, ttl time.Duration) {
 	}
 }
 
+// dataKeyStatus is about the data key of new files.
+type dataKeyStatus struct {
+	PerFile    bool   `json:"per_file"`     // each gets one of its own
+	ID         string `json:"id,omitempty"` // empty if there is none, or if each gets its own
+	Generation uint64 `json:"generation"`   // how often it was rotated
+	Trouble    string `json:"trouble,omitempty"`
+}
+
+// dataKeyOf describes the data key of new files of an unlocked volume.
+func dataKeyOf(v *volume.Volume) dataKeyStatus {
+	st := dataKeyStatus{PerFile: v.Header().PerFile, Generation: v.Generation()}
+	if _, err := v.Current(); err != nil {
+		st.Trouble = err.Error()
+	} else if !st.PerFile {
+		st.ID = v.CurrentKey().String()
+	}
+	return st
+}
+
 // mountStatus is what kmsfs status prints as JSON.
 type mountStatus struct {
 	Volume     string            `json:"volume"`
@@ -157,6 +176,7 @@ type mountStatus struct {
 	Version    string            `json:"version"`
 	ReadOnly   bool              `json:"read_only"`
 	Serving    bool              `json:"serving"` // contents are not refused
+	DataKey    dataKeyStatus     `json:"data_key"`
 	Keys       keyStatus         `json:"keys"`
 	CMKs       []failover.Status `json:"cmks"`
 	OpenFiles  int               `json:"open_files"`
@@ -169,24 +189,32 @@ func (d *daemon) status(context.Context, json.RawMessage, func(any) error) (any,
 	defer d.mu.Unlock()
 	return mountStatus{
 		Volume: d.v.Header().FileID.String(), Ciphertext: d.v.Dir(), Mountpoint: d.job.mountpoint, Since: d.since, PID: os.Getpid(), Version: version,
-		ReadOnly: d.readOnly(), Serving: !st.Stopped, Keys: d.keys, CMKs: d.ring.Status(), OpenFiles: st.Open, Journal: st.Journal,
+		ReadOnly: d.readOnly(), Serving: !st.Stopped, DataKey: dataKeyOf(d.v), Keys: d.keys, CMKs: d.ring.Status(), OpenFiles: st.Open, Journal: st.Journal,
 	}, nil
 }
 
 func (d *daemon) readOnly() bool { return d.job.opts.readOnly || d.srv.Journal().ReadOnly() }
+
+// beginChange locks changes, unless the volume may not be changed.
+func (d *daemon) beginChange() error {
+	if d.readOnly() {
+		return fail(exitIO, "%s is mounted read-only; unmount it, or mount it for writing", d.v.Dir())
+	}
+	if !d.changes.TryLock() {
+		return fail(exitInUse, "another rewrap or rotation of %s is under way", d.v.Dir())
+	}
+	return nil
+}
 
 func (d *daemon) rewrap(ctx context.Context, args json.RawMessage, progress func(any) error) (any, error) {
 	var req rewrapRequest
 	if err := json.Unmarshal(args, &req); err != nil {
 		return nil, usagef("rewrap: %w", err)
 	}
-	if d.readOnly() {
-		return nil, fail(exitIO, "%s is mounted read-only; unmount it, or mount it for writing", d.v.Dir())
+	if err := d.beginChange(); err != nil {
+		return nil, err
 	}
-	if !d.rewraps.TryLock() {
-		return nil, fail(exitInUse, "another rewrap of %s is under way", d.v.Dir())
-	}
-	defer d.rewraps.Unlock()
+	defer d.changes.Unlock()
 	job := rewrapJob{v: d.v, j: d.srv.Journal(), trust: d.job.trust, hidden: d.job.mountpoint}
 	report, err := job.run(ctx, req, progress)
 	if err != nil || req.DryRun {

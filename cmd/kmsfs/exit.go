@@ -76,11 +76,11 @@ func exitCode(err error) int {
 		return exitVersion
 	case is(keyring.ErrNoMatch, keyring.ErrUntrusted, keyring.ErrDenied, keyring.ErrUnavailable, local.ErrMode, local.ErrFormat):
 		return exitCMK
-	case is(volume.ErrDamaged):
+	case is(volume.ErrDamaged, volume.ErrRolledBack):
 		return exitDamaged
 	case is(volume.ErrNotVolume, header.ErrFormat):
 		return exitNotVolume
-	case is(keyring.ErrContext, header.ErrBounds):
+	case is(keyring.ErrContext, header.ErrBounds, volume.ErrPerFile):
 		return exitUsage
 	}
 	return exitOther

@@ -66,6 +66,7 @@ func initCommand() *cli.Command {
 			&cli.StringFlag{Name: "algorithm", Usage: "seal with `A`: aes-256-gcm, aes-128-gcm or sm4-128-gcm", DefaultText: "aes-256-gcm"},
 			&cli.IntFlag{Name: "segment-size", Usage: "seal `BYTES` at a time, a power of two from 4096 to 65536", DefaultText: "4096"},
 			&cli.BoolFlag{Name: "plaintext-names", Usage: "store names as they are"},
+			&cli.StringFlag{Name: "data-key", Usage: "`volume`: files share one; per-file: each has its own, which costs calls at the CMKs", DefaultText: "volume"},
 			configFlag(), endpointFlag(),
 		},
 		Action: doInit,
@@ -111,8 +112,14 @@ func doInit(c *cli.Context) error {
 	if t.keyrings.onlyRSA(cmks) {
 		fmt.Fprintln(c.App.ErrWriter, "kmsfs: warning: every CMK is an RSA one: whoever has their public keys can make EDKs, so that a header proves less about who wrote it; docs/kms.md says what follows")
 	}
+	for _, w := range t.keyrings.unbound(c.Context, cmks, h) {
+		fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: %s\n", w)
+	}
 	if err := writeRecord(h.FileID, cmks); err != nil {
 		fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: no record of the volume was written (%v); mount it with --cmk\n", err)
+	}
+	if p.PerFile {
+		fmt.Fprintln(c.App.Writer, t.keyrings.costPerFile(cmks))
 	}
 	abs, _ := filepath.Abs(args[0])
 	fmt.Fprintf(c.App.Writer, "created volume %s in %s\nmount it with: kmsfs mount %s MOUNTPOINT\n", h.FileID, abs, args[0])
@@ -144,6 +151,19 @@ func params(c *cli.Context, conf config) (p volume.Params, err error) {
 	}
 	if c.IsSet("plaintext-names") {
 		p.PlaintextNames = c.Bool("plaintext-names")
+	}
+	dataKey := conf.DataKey
+	if c.IsSet("data-key") {
+		dataKey = c.String("data-key")
+	}
+	switch dataKey {
+	case "per-file":
+		p.PerFile = true
+	case "volume":
+	default:
+		if dataKey != "" || c.IsSet("data-key") {
+			return p, usagef("--data-key %q is neither volume nor per-file", dataKey)
+		}
 	}
 	if c.IsSet("context") {
 		p.Context = make(keyring.EncryptionContext)

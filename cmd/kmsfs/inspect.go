@@ -45,6 +45,9 @@ type facts struct {
 	KeyID          string            `json:"data_key_id,omitempty"`
 	Context        map[string]string `json:"context,omitempty"`
 	EDKs           []edkFacts        `json:"edks,omitempty"`
+	PerFile        bool              `json:"data_key_per_file,omitempty"`
+	Generation     uint64            `json:"generation,omitempty"` // of the data key of new files; of a volume header, the least that it may be
+	Current        *currentFacts     `json:"current,omitempty"`    // of a volume whose data key was rotated
 	Warning        string            `json:"warning,omitempty"`
 	File           *fileFacts        `json:"file,omitempty"`
 }
@@ -52,6 +55,13 @@ type facts struct {
 type edkFacts struct {
 	CMK     string `json:"cmk"`
 	Wrapped int    `json:"wrapped_size"`
+}
+
+// currentFacts are about the data key of new files.
+type currentFacts struct {
+	Generation uint64     `json:"generation"`
+	KeyID      string     `json:"data_key_id"`
+	EDKs       []edkFacts `json:"edks"`
 }
 
 // fileFacts are the sizes of a ciphertext file, which add up: size = header_size + hole_root_size + hole_map_size + seal_overhead + plaintext_size.
@@ -101,6 +111,12 @@ func inspectVolume(dir string) (facts, error) {
 	defer v.Close()
 	f, err := headerFacts(v.Header())
 	f.Path, f.Kind, f.Warning = v.Dir(), "volume", v.Warning()
+	current, _ := v.Current() // what is wrong cannot be told without a key
+	if current.Kind == header.Current {
+		f.Current = &currentFacts{current.Generation, current.KeyID.String(), edksOf(current)}
+	} else if f.Generation > 0 && f.Warning == "" {
+		f.Warning = "the data key of new files is lost: neither .kmsfs/current nor its copy is there and whole"
+	}
 	return f, err
 }
 
@@ -127,8 +143,13 @@ func inspectFile(path string, st os.FileInfo) (facts, error) {
 	}
 	f, err := headerFacts(h)
 	f.Path, f.Kind = abs, "file"
-	if h.Kind == header.Volume || err != nil {
+	switch {
+	case h.Kind == header.Volume:
 		f.Kind = "volume header"
+	case h.Kind == header.Current:
+		f.Kind = "current data key"
+	}
+	if h.Kind != header.File || err != nil {
 		return f, err
 	}
 	l, err := blockcrypt.NewLayout(h.SegmentSize, h.Size)
@@ -150,11 +171,16 @@ func headerFacts(h *header.Header) (facts, error) {
 	f := facts{
 		FormatVersion: h.FormatVersion(), ID: h.FileID.String(), Algorithm: h.Algorithm.String(), SegmentSize: h.SegmentSize,
 		PlaintextNames: h.PlaintextNames, HeaderSize: h.Size, HeaderUsed: used, KeyID: h.KeyID.String(), Context: h.Context,
-	}
-	for _, e := range h.EDKs {
-		f.EDKs = append(f.EDKs, edkFacts{e.CMK, len(e.Wrapped)})
+		PerFile: h.PerFile, Generation: h.Generation, EDKs: edksOf(h),
 	}
 	return f, err
+}
+
+func edksOf(h *header.Header) (list []edkFacts) {
+	for _, e := range h.EDKs {
+		list = append(list, edkFacts{e.CMK, len(e.Wrapped)})
+	}
+	return list
 }
 
 // harmless quotes text that could move a terminal's cursor: nobody has authenticated it.
@@ -188,6 +214,17 @@ func (f facts) print(out io.Writer) {
 	}
 	for _, e := range f.EDKs {
 		row("wrapped by", fmt.Sprintf("%s (%d bytes)", harmless(e.CMK), e.Wrapped))
+	}
+	if f.PerFile {
+		row("new files", "each gets a data key of its own")
+	}
+	if k := f.Current; k != nil {
+		row("new files", fmt.Sprintf("data key %s, generation %d", k.KeyID, k.Generation))
+		for _, e := range k.EDKs {
+			row("  wrapped by", fmt.Sprintf("%s (%d bytes)", harmless(e.CMK), e.Wrapped))
+		}
+	} else if f.Generation > 0 {
+		row("generation", f.Generation)
 	}
 	row("header", fmt.Sprintf("%d bytes, %d of them used", f.HeaderSize, f.HeaderUsed))
 	if s := f.File; s != nil {

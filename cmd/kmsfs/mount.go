@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/fs"
+	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -136,23 +138,30 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 	if err != nil {
 		return err
 	}
-	warnFailed(stderr, k)
-	job.trust.keyrings.warnStates(ctx, k.Status(), func(text string) {
+	frozen := readOnlyStorage(v)
+	warn := func(text string) {
 		logger.Warn(text)
 		if job.log != "stderr" {
 			fmt.Fprintln(stderr, "kmsfs: WARNING: "+text)
 		}
-	})
+	}
+	if err := checkNewFiles(v, k, job.opts.readOnly || frozen, warn); err != nil {
+		return err
+	}
+	warnFailed(stderr, k)
+	job.trust.keyrings.warnStates(ctx, k.Status(), warn)
 	if w := v.Warning(); w != "" {
 		logger.Warn("volume header: " + w)
 	}
 	if err := job.trust.note(v.Header().FileID); err != nil {
 		logger.Warn("the volume's CMKs were not noted; the next mount needs --cmk again", "err", err)
 	}
+	if err := noteGeneration(v); err != nil {
+		logger.Warn("the generation of the data key was not noted; this machine will not notice if its rotation is undone", "err", err)
+	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("mount %s: stopped by a signal: %w", v.Dir(), err)
 	}
-	frozen := readOnlyStorage(v)
 	srv, err := fs.Mount(job.mountpoint, fs.Config{
 		Volume:          v,
 		AllowOther:      job.opts.allowOther,
@@ -178,6 +187,30 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 	_, _ = systemd.SdNotify(false, systemd.SdNotifyStopping)
 	logger.Info("unmounted", "mountpoint", job.mountpoint)
 	return nil
+}
+
+// checkNewFiles refuses a mount in which new files would get an older data key than they should, or none, unless nobody can write to it.
+func checkNewFiles(v *volume.Volume, k *failover.Keyring, readOnly bool, warn func(string)) error {
+	if _, err := v.Current(); err != nil {
+		if !readOnly {
+			return currentHint(hinted(err))
+		}
+		warn(oneLine(err.Error()))
+	}
+	if h := v.Header(); h.PerFile && !readOnly {
+		if _, err := k.Select(edkCMKs(h)); err != nil {
+			warn("no file will get its first bytes, since every one needs a data key that all CMKs of the volume wrap: " + err.Error())
+		}
+	}
+	return nil
+}
+
+// edkCMKs lists the CMKs of a header.
+func edkCMKs(h *header.Header) (cmks []string) {
+	for _, e := range h.EDKs {
+		cmks = append(cmks, e.CMK)
+	}
+	return cmks
 }
 
 func readOnlyStorage(v *volume.Volume) bool {

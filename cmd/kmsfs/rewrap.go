@@ -95,18 +95,34 @@ func doRewrap(c *cli.Context) error {
 
 // rewrapAnywhere has the daemon do it if the volume is mounted.
 func rewrapAnywhere(ctx context.Context, v *volume.Volume, t trust, req rewrapRequest, show func(rewrap.Progress)) (result rewrapResult, err error) {
+	err = anywhere(ctx, v, func() (err error) {
+		result, err = rewrapLive(ctx, v, req, show)
+		return err
+	}, func() (err error) {
+		result, err = rewrapHere(ctx, v, t, req, show)
+		return err
+	})
+	return result, err
+}
+
+// anywhere changes a volume: live if it is mounted, here if it is not, after taking its lock.
+func anywhere(ctx context.Context, v *volume.Volume, live, here func() error) error {
 	if err := v.Lock(); errors.Is(err, volume.ErrInUse) {
-		result, err := rewrapLive(ctx, v, req, show)
+		err := live()
 		if !errors.Is(err, control.ErrNoDaemon) {
-			return result, err
+			return err
 		}
 		if err := lockVolume(ctx, v); err != nil {
-			return result, err
+			return err
 		}
 	} else if err != nil {
-		return result, err
+		return err
 	}
 	harden()
+	return here()
+}
+
+func rewrapHere(ctx context.Context, v *volume.Volume, t trust, req rewrapRequest, show func(rewrap.Progress)) (result rewrapResult, err error) {
 	if _, err := t.unlock(ctx, v); err != nil {
 		return result, err
 	}

@@ -63,6 +63,9 @@ func (job *rewrapJob) run(ctx context.Context, req rewrapRequest, progress func(
 	for _, k := range added {
 		change.Add = append(change.Add, oneCMK{job.trust.keyrings.join([]failover.CMK{k.CMK}), k.CMK.CMK()})
 	}
+	for _, k := range kept {
+		change.Have = append(change.Have, oneCMK{job.trust.keyrings.join([]failover.CMK{k.CMK}), k.CMK.CMK()})
+	}
 	for _, k := range slices.Concat(kept, added) {
 		change.Trusted = append(change.Trusted, k.CMK.CMK())
 	}
@@ -83,7 +86,7 @@ func (job *rewrapJob) run(ctx context.Context, req rewrapRequest, progress func(
 	case errors.Is(err, rewrap.ErrLast):
 		return result, fail(exitUsage, "%w", err)
 	case err != nil:
-		return result, hinted(err)
+		return result, currentHint(hinted(err))
 	}
 	for _, cmk := range result.Unlisted {
 		result.Warnings = append(result.Warnings, fmt.Sprintf("no header lists CMK %s: it had been removed before, or is another one", cmk))

@@ -80,6 +80,14 @@ func printStatus(out io.Writer, st *mountStatus) {
 	case st.Keys.TTL != "":
 		fmt.Fprintf(out, "the CMKs are asked again every %s\n", st.Keys.TTL)
 	}
+	switch k := st.DataKey; {
+	case k.PerFile:
+		fmt.Fprintln(out, "every file has a data key of its own")
+	case k.Trouble != "":
+		fmt.Fprintf(out, "new files cannot be made: %s\n", oneLine(k.Trouble))
+	default:
+		fmt.Fprintf(out, "new files get data key %s, generation %d\n", k.ID, k.Generation)
+	}
 	fmt.Fprintf(out, "%d files open\njournal: %d bytes, %d files waiting\n", st.OpenFiles, st.Journal.Bytes, st.Journal.Waiting)
 	for _, trouble := range []string{st.Journal.Failed, st.Journal.Stuck} {
 		if trouble != "" {

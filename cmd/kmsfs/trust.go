@@ -130,6 +130,11 @@ func (t trust) unlock(ctx context.Context, v *volume.Volume) (*failover.Keyring,
 		err := v.Unlock(ctx, k)
 		if err == nil {
 			t.keyrings.learn(v)
+			noted, err := readRecord(v.Header().FileID)
+			if err != nil {
+				t.keyrings.log().Warn("whether the rotation of the data key was undone cannot be told", "err", err)
+			}
+			v.Expect(noted.Generation)
 			return k, nil
 		}
 		if exitCode(err) != exitCMK {
@@ -159,25 +164,31 @@ func recordPath(id header.ID) (string, error) {
 	return filepath.Join(dir, "volumes", id.String()+".toml"), err
 }
 
-// record returns the CMKs that this machine has noted for a volume.
-func record(id header.ID) ([]string, error) {
+// readRecord returns what this machine has noted of a volume, which may be nothing.
+func readRecord(id header.ID) (config, error) {
 	path, err := recordPath(id)
 	if err != nil {
-		return nil, err
+		return config{}, err
 	}
 	c, err := readTOML(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return config{}, nil
 	}
 	if err == nil {
 		if err = checkCMKs(c.CMK); err != nil {
 			err = usagef("%s: %w", path, err)
 		}
 	}
+	return c, err
+}
+
+// record returns the CMKs that this machine has noted for a volume.
+func record(id header.ID) ([]string, error) {
+	c, err := readRecord(id)
 	return c.CMK, err
 }
 
-// note records the CMKs of the command line for the next mount, unless there is a record. An unlocked volume has shown that one of them opens it.
+// note records the CMKs of the command line for the next mount, unless there are some already. An unlocked volume has shown that one of them opens it.
 func (t trust) note(id header.ID) error {
 	if len(t.named) == 0 {
 		return nil
@@ -188,8 +199,29 @@ func (t trust) note(id header.ID) error {
 	return writeRecord(id, t.named)
 }
 
-// writeRecord notes the trusted CMKs of a volume, atomically.
+// noteGeneration records the newest data key of new files that this machine has seen, so that a volume without it is refused from then on.
+func noteGeneration(v *volume.Volume) error {
+	id := v.Header().FileID
+	c, err := readRecord(id)
+	if err != nil || v.Generation() <= c.Generation {
+		return err
+	}
+	c.Generation = v.Generation()
+	return saveRecord(id, c)
+}
+
+// writeRecord notes the trusted CMKs of a volume.
 func writeRecord(id header.ID, cmks []string) error {
+	c, err := readRecord(id)
+	if err != nil {
+		return err
+	}
+	c.CMK = cmks
+	return saveRecord(id, c)
+}
+
+// saveRecord replaces a record, atomically.
+func saveRecord(id header.ID, c config) error {
 	path, err := recordPath(id)
 	if err != nil {
 		return err
@@ -198,7 +230,7 @@ func writeRecord(id header.ID, cmks []string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	b, err := toml.Marshal(config{CMK: cmks})
+	b, err := toml.Marshal(c)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/kmsfs/kmsfs/control"
+	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/volume"
+)
+
+func rotateCommand() *cli.Command {
+	return &cli.Command{
+		Name:            "rotate",
+		Usage:           "give a volume another data key for new files; mounted or not",
+		ArgsUsage:       "CIPHERDIR",
+		HideHelpCommand: true,
+		OnUsageError:    usageError,
+		Description: "Example: kmsfs rotate /srv/cipher\n" +
+			"The CMKs that wrap the volume's data key make and wrap the new one; nothing is changed if one of them fails. Files that are there keep their data keys, and can be read as before.\n" +
+			"Cut off and run again, it makes another one.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "dry-run", Usage: "have a data key made and wrapped, but change nothing"},
+			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
+			trustFlag(), configFlag(), endpointFlag(),
+		},
+		Action: doRotate,
+	}
+}
+
+// A rotateRequest is what a rotation is to do, as the daemon is told.
+type rotateRequest struct {
+	Endpoints []string `json:"endpoints,omitempty"` // that the daemon may not know
+	DryRun    bool     `json:"dry_run,omitempty"`
+}
+
+// A rotateResult is what a rotation did or, of a dry run, would do.
+type rotateResult struct {
+	Generation uint64   `json:"generation"`  // of the data key of new files
+	KeyID      string   `json:"data_key_id"` // of new files; of a dry run, of a key that was thrown away
+	CMKs       []string `json:"cmks"`        // that have wrapped it; the first has made it
+	DryRun     bool     `json:"dry_run"`
+	Live       bool     `json:"live"` // by the daemon that has the volume mounted
+	Warnings   []string `json:"warnings"`
+}
+
+func doRotate(c *cli.Context) error {
+	args, err := operands(c, "CIPHERDIR")
+	if err != nil {
+		return err
+	}
+	conf, err := loadConfig(c.String("config"))
+	if err != nil {
+		return err
+	}
+	t, err := newTrust(c, mountOptions{}, conf)
+	if err != nil {
+		return err
+	}
+	req := rotateRequest{DryRun: c.Bool("dry-run")}
+	for where, url := range t.endpoints {
+		req.Endpoints = append(req.Endpoints, where+"="+url)
+	}
+	v, err := openVolume(args[0])
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	var result rotateResult
+	err = anywhere(c.Context, v, func() error {
+		socket, err := socketPath(v)
+		if err == nil {
+			err = daemonError(control.Call(c.Context, socket, "rotate", req, nil, &result))
+		}
+		result.Live = true
+		return err
+	}, func() error {
+		if _, err := t.unlock(c.Context, v); err != nil {
+			return err
+		}
+		result, err = rotate(c.Context, &rewrapJob{v: v, trust: t}, req)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("rotate %s: %w", v.Dir(), err)
+	}
+	for _, w := range result.Warnings {
+		fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: %s\n", w)
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, result)
+	}
+	did := "new files get data key"
+	if result.DryRun {
+		did = "new files would get a data key like"
+	}
+	fmt.Fprintf(c.App.Writer, "%s %s, generation %d, wrapped by %s; other files keep theirs\n", did, result.KeyID, result.Generation, strings.Join(result.CMKs, ", "))
+	return nil
+}
+
+// rotate gives an unlocked volume another data key for new files, made and wrapped by the CMKs that job finds trusted.
+func rotate(ctx context.Context, job *rewrapJob, req rotateRequest) (result rotateResult, err error) {
+	if err := errors.Join(job.addEndpoints(req.Endpoints), job.openTrusted()); err != nil {
+		return result, err
+	}
+	next, err := job.v.NextKey(ctx, job.ring())
+	switch {
+	case errors.Is(err, volume.ErrPerFile):
+		return result, fail(exitUsage, "%w: there is nothing to rotate", err)
+	case errors.Is(err, keyring.ErrUntrusted):
+		return result, fmt.Errorf("%w\nhint: trust it with --cmk (while the volume is mounted: at its mount), or take it out with kmsfs rewrap --remove", err)
+	case err != nil:
+		return result, hinted(err)
+	}
+	result = rotateResult{Generation: next.Generation(), KeyID: next.KeyID().String(), DryRun: req.DryRun, Warnings: []string{}}
+	for _, e := range next.EDKs() {
+		result.CMKs = append(result.CMKs, e.CMK)
+	}
+	if req.DryRun {
+		return result, nil
+	}
+	if err := job.v.Rotate(next); err != nil {
+		return result, err
+	}
+	// Not earlier: a machine that has seen a generation refuses a volume without it.
+	if err := noteGeneration(job.v); err != nil {
+		result.Warnings = append(result.Warnings, fmt.Sprintf("the generation was not noted on this machine, which will not notice if the rotation is undone: %v", err))
+	}
+	return result, nil
+}
+
+// currentHint adds to an error what to do about a data key of new files that cannot be used.
+func currentHint(err error) error {
+	if errors.Is(err, volume.ErrDamaged) || errors.Is(err, volume.ErrRolledBack) {
+		return fmt.Errorf("%w\nhint: no file is lost: kmsfs mount -o ro reads all of them; if nobody can bring back the newest .kmsfs/current, kmsfs rotate makes another data key for new files", err)
+	}
+	return err
+}
+
+func (d *daemon) rotate(ctx context.Context, args json.RawMessage, _ func(any) error) (any, error) {
+	var req rotateRequest
+	if err := json.Unmarshal(args, &req); err != nil {
+		return nil, usagef("rotate: %w", err)
+	}
+	if err := d.beginChange(); err != nil {
+		return nil, err
+	}
+	defer d.changes.Unlock()
+	job := rewrapJob{v: d.v, trust: d.job.trust, hidden: d.job.mountpoint}
+	result, err := rotate(ctx, &job, req)
+	if err == nil && !req.DryRun {
+		d.logger.Info("rotated", "data key", result.KeyID, "generation", result.Generation, "cmks", result.CMKs)
+	}
+	return result, err
+}
