@@ -20,8 +20,11 @@ const (
 	currentCopy = "current.copy"
 )
 
-// ErrRolledBack says that the data key of new files is an older one than it has been.
-var ErrRolledBack = errors.New("volume: the rotation of the data key was undone")
+// Errors that say why new files cannot be made. The volume can be read all the same.
+var (
+	ErrCurrent    = errors.New("volume: the data key of new files is lost")
+	ErrRolledBack = errors.New("volume: the rotation of the data key was undone") // that of new files is an older one than it has been
+)
 
 // A current is what new files get.
 type current struct {
@@ -30,7 +33,7 @@ type current struct {
 }
 
 // Current returns the header that has the data key and the EDKs of new files, of kind [header.Volume] until the data key was rotated. Before Unlock nothing in it is authenticated. The
-// error says why files cannot be made; it wraps [ErrDamaged], [ErrRolledBack], or what the CMKs said. All that is there can be read all the same, since every file has its own EDKs.
+// error says why files cannot be made; it wraps [ErrCurrent], [ErrRolledBack], or what the CMKs said. All that is there can be read all the same, since every file has its own EDKs.
 func (v *Volume) Current() (*header.Header, error) {
 	if v.keys == nil {
 		if found, _ := v.readCurrent(); len(found) > 0 {
@@ -131,9 +134,9 @@ func (v *Volume) unlockCurrent(ctx context.Context, k keyring.Keyring, volumeKey
 	least := v.Header().Generation
 	switch {
 	case len(found) == 0 && len(faults) > 0:
-		return &current{err: fmt.Errorf("%w: the data key of new files: %s: %w", ErrDamaged, filepath.Join(v.dir, faults[0].Path), faults[0].Err)}
+		return &current{err: fmt.Errorf("%w: %s: %w", ErrCurrent, filepath.Join(v.dir, faults[0].Path), faults[0].Err)}
 	case len(found) == 0 && least > 0:
-		return &current{err: fmt.Errorf("%w: the data key of new files: %s and its copy are missing", ErrDamaged, filepath.Join(v.dir, MetaDir, currentFile))}
+		return &current{err: fmt.Errorf("%w: %s and its copy are missing", ErrCurrent, filepath.Join(v.dir, MetaDir, currentFile))}
 	case len(found) == 0:
 		return &current{}
 	case found[0].header.Generation < least:
@@ -153,12 +156,12 @@ func (v *Volume) unlockCurrent(ctx context.Context, k keyring.Keyring, volumeKey
 			return &current{header: c.header}
 		}
 		if errors.Is(err, header.ErrAuth) {
-			err = fmt.Errorf("%w: %w", ErrDamaged, err)
+			err = fmt.Errorf("%w: %w", ErrCurrent, err)
 		}
 		fault := HeaderFault{filepath.Join(MetaDir, c.name), err}
 		faults = append(faults, fault)
 		if failure == nil {
-			failure = fmt.Errorf("the data key of new files: %s: %w", filepath.Join(v.dir, fault.Path), err)
+			failure = fmt.Errorf("%s: %w", filepath.Join(v.dir, fault.Path), err)
 		}
 	}
 	return &current{err: failure}
@@ -170,14 +173,14 @@ func (v *Volume) CheckCurrent() []HeaderFault {
 	return faults
 }
 
-// MendCurrent writes the files that CheckCurrent finds fault with anew, each from the other, and makes them durable. The error wraps [ErrDamaged] if neither is sound.
+// MendCurrent writes the files that CheckCurrent finds fault with anew, each from the other, and makes them durable. The error wraps [ErrCurrent] if neither is sound.
 func (v *Volume) MendCurrent() error {
 	sound, faults := v.soundCurrent()
 	if len(faults) == 0 {
 		return nil
 	}
 	if sound == nil {
-		return fmt.Errorf("%w: so is the copy; kmsfs rotate makes another data key for new files", ErrDamaged)
+		return ErrCurrent
 	}
 	if err := v.writeBoth(currentCopy, currentFile, sound.raw); err != nil {
 		return err

@@ -76,7 +76,7 @@ func exitCode(err error) int {
 		return exitVersion
 	case is(keyring.ErrNoMatch, keyring.ErrUntrusted, keyring.ErrDenied, keyring.ErrUnavailable, local.ErrMode, local.ErrFormat):
 		return exitCMK
-	case is(volume.ErrDamaged, volume.ErrRolledBack):
+	case is(volume.ErrDamaged, volume.ErrCurrent, volume.ErrRolledBack):
 		return exitDamaged
 	case is(volume.ErrNotVolume, header.ErrFormat):
 		return exitNotVolume

@@ -136,7 +136,7 @@ func rotate(ctx context.Context, job *rewrapJob, req rotateRequest) (result rota
 
 // currentHint adds to an error what to do about a data key of new files that cannot be used.
 func currentHint(err error) error {
-	if errors.Is(err, volume.ErrDamaged) || errors.Is(err, volume.ErrRolledBack) {
+	if errors.Is(err, volume.ErrCurrent) || errors.Is(err, volume.ErrRolledBack) {
 		return fmt.Errorf("%w\nhint: no file is lost: kmsfs mount -o ro reads all of them; if nobody can bring back the newest .kmsfs/current, kmsfs rotate makes another data key for new files", err)
 	}
 	return err

@@ -261,8 +261,9 @@ class Volume:
         else:
             raise failure
         check(self.h.kind == 2, "not a volume header")
-        self.dek = self.h.unwrap(cmk_file)
-        prk = self.h.verify(self.dek)
+        self.cmk_file = cmk_file
+        self.deks = {self.h.key_id: self.h.unwrap(cmk_file)}  # by data key ID
+        prk = self.h.verify(self.deks[self.h.key_id])
         self.names, self.links, self.xattrs, self.directories = (
             expand(prk, b"kmsfs v1 " + use, 64) for use in (b"names", b"links", b"xattrs", b"directories"))
         self.inodes = {}
@@ -329,7 +330,10 @@ class Volume:
                 h = Header(os.pread(fd, self.h.H, 0))
                 v = self.h
                 check((h.kind, h.algorithm, h.s, h.H, h.context) == (1, v.algorithm, v.s, v.H, v.context), "foreign file")
-                Content(fd, h, h.verify(self.dek)).copy_to(to)
+                dek = self.deks.get(h.key_id) or h.unwrap(self.cmk_file)
+                prk = h.verify(dek)
+                self.deks[h.key_id] = dek
+                Content(fd, h, prk).copy_to(to)
         finally:
             os.close(fd)
             os.close(to)
