@@ -613,7 +613,12 @@ type mountStatus struct {
 	PID                            int
 	Serving                        bool
 	Keys                           struct{ TTL, Refused string }
-	CMKs                           []struct {
+	DataKey                        struct {
+		PerFile     bool `json:"per_file"`
+		ID, Trouble string
+		Generation  int
+	} `json:"data_key"`
+	CMKs []struct {
 		CMK  string
 		Last *struct {
 			Call    string

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,8 +25,9 @@ import (
 // A cmk is a local CMK that counts its wraps, or fails.
 type cmk struct {
 	*local.Keyring
-	wraps atomic.Int64
-	fails error
+	wraps      atomic.Int64
+	fails      error
+	failsAfter atomic.Int64 // so many wraps; 0: never
 }
 
 func newCMK(t *testing.T) *cmk {
@@ -38,9 +40,12 @@ func newCMK(t *testing.T) *cmk {
 }
 
 func (c *cmk) EncryptDataKey(ctx context.Context, dk keyring.DataKey, ec keyring.EncryptionContext) ([]keyring.EncryptedDataKey, error) {
-	c.wraps.Add(1)
+	n := c.wraps.Add(1)
 	if c.fails != nil {
 		return nil, c.fails
+	}
+	if after := c.failsAfter.Load(); after > 0 && n > after {
+		return nil, keyring.ErrUnavailable
 	}
 	return c.Keyring.EncryptDataKey(ctx, dk, ec)
 }
@@ -210,6 +215,83 @@ func TestOtherDataKey(t *testing.T) {
 	}
 	if r := p.run(rewrap.Change{Add: []rewrap.CMK{b}, Trusted: []string{b.CMK()}}, rewrap.Options{}); r.Rewrapped != 0 || r.Wraps != 0 {
 		t.Errorf("again: %+v", r)
+	}
+}
+
+// TestFinishesOtherDataKeys brings files with data keys of their own in line with the volume header, as a run that was cut off left them.
+func TestFinishesOtherDataKeys(t *testing.T) {
+	a, b := newCMK(t), newCMK(t)
+	p, other := newPlace(t, a), newPlace(t, a)
+	raw, _, err := other.v.NewFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.path("x"), append(raw, make([]byte, 600)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	edks, err := p.v.Wrap(t.Context(), p.v.Header().KeyID, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.v.SetEDKs(append(slices.Clone(p.v.Header().EDKs), edks...)); err != nil {
+		t.Fatal(err)
+	}
+	trusted := []string{a.CMK(), b.CMK()}
+	if r := p.run(rewrap.Change{Trusted: trusted}, rewrap.Options{}); len(r.Stragglers) != 1 || !strings.Contains(r.Stragglers[0].Cause, b.CMK()) {
+		t.Errorf("nobody to ask: %+v", r)
+	}
+	if r := p.run(rewrap.Change{Have: []rewrap.CMK{a, b}, Trusted: trusted}, rewrap.Options{}); r.Rewrapped != 1 || r.Wraps != 1 || len(r.Stragglers) > 0 {
+		t.Errorf("%+v", r)
+	}
+	if got := p.listed("x"); !slices.Equal(got, trusted) {
+		t.Errorf("lists %v", got)
+	}
+	if err := p.v.SetEDKs(edks); err != nil { // a was removed
+		t.Fatal(err)
+	}
+	if r := p.run(rewrap.Change{Have: []rewrap.CMK{b}, Trusted: trusted}, rewrap.Options{}); r.Rewrapped != 1 || r.Wraps != 0 {
+		t.Errorf("%+v", r)
+	}
+	if got := p.listed("x"); !slices.Equal(got, trusted[1:]) {
+		t.Errorf("lists %v", got)
+	}
+}
+
+// TestRotated rewraps a volume whose data key was rotated: one wrap for each of its data keys, and the EDKs of new files are in line.
+func TestRotated(t *testing.T) {
+	a, b, c := newCMK(t), newCMK(t), newCMK(t)
+	p := newPlace(t, a)
+	for i := range 3 {
+		p.create(fmt.Sprint("file", i))
+		next, err := p.v.NextKey(t.Context(), a)
+		if err == nil {
+			err = p.v.Rotate(next)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := p.run(rewrap.Change{Add: []rewrap.CMK{b}, Remove: []string{a.CMK()}, Trusted: []string{b.CMK()}}, rewrap.Options{})
+	if r.Rewrapped != 3 || b.wraps.Load() != 4 || r.Wraps != 4 || len(r.Stragglers) > 0 {
+		t.Errorf("%+v, %d wraps", r, b.wraps.Load())
+	}
+	p.create("new")
+	for _, name := range []string{"file0", "file1", "file2", "new", ".kmsfs/volume", ".kmsfs/current", ".kmsfs/current.copy"} {
+		if got := p.listed(name); !slices.Equal(got, []string{b.CMK()}) {
+			t.Errorf("%s lists %v", name, got)
+		}
+	}
+	if p.v.Generation() != 3 || len(p.v.CheckCurrent()) > 0 {
+		t.Errorf("generation %d, %v", p.v.Generation(), p.v.CheckCurrent())
+	}
+	// All or nothing holds for the data key of new files, too.
+	c.failsAfter.Store(1)
+	before := p.listed(".kmsfs/volume")
+	if _, err := rewrap.Run(t.Context(), p.v, p.j, rewrap.Change{Add: []rewrap.CMK{c}, Trusted: []string{b.CMK()}}, rewrap.Options{}); !errors.Is(err, keyring.ErrUnavailable) {
+		t.Errorf("%v, want ErrUnavailable", err)
+	}
+	if got := p.listed(".kmsfs/volume"); !slices.Equal(got, before) {
+		t.Errorf("the volume header lists %v", got)
 	}
 }
 

@@ -155,13 +155,10 @@ func (v *Volume) unlockCurrent(ctx context.Context, k keyring.Keyring, volumeKey
 			}
 			return &current{header: c.header}
 		}
-		if errors.Is(err, header.ErrAuth) {
-			err = fmt.Errorf("%w: %w", ErrCurrent, err)
-		}
 		fault := HeaderFault{filepath.Join(MetaDir, c.name), err}
 		faults = append(faults, fault)
 		if failure == nil {
-			failure = fmt.Errorf("%s: %w", filepath.Join(v.dir, fault.Path), err)
+			failure = fmt.Errorf("%w: %s: %w", ErrCurrent, filepath.Join(v.dir, fault.Path), err)
 		}
 	}
 	return &current{err: failure}

@@ -1,0 +1,212 @@
+package integration
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/integration/emulator"
+)
+
+// TestPerFileCalls counts the calls of a volume whose every file has a data key of its own.
+func TestPerFileCalls(t *testing.T) {
+	cmks := cloudCMKs()
+	cmks[1].Spec = "RSA_2048"
+	c := newClouds(t, emulator.Options{CMKs: cmks[:3]})
+	c.init(t, "--data-key", "per-file")
+	for _, says := range []string{"1 data-key calls and 1 wraps", "1 unwraps", "at most 200 calls a second go to alibaba, so at most 100"} {
+		if !strings.Contains(c.printed.String(), says) {
+			t.Errorf("init does not say %q:\n%s", says, c.printed.String())
+		}
+	}
+	counts := func(what string, made, wrapped, unwrapped int) {
+		t.Helper()
+		m, w := c.Count("", "GenerateDataKey", "create-datakey"), c.Count("", "Encrypt", "encrypt-datakey")
+		if u := c.asked("") - m - w; m != made || w != wrapped || u != unwrapped {
+			t.Errorf("%s: %d data keys made, %d wraps, %d unwraps, want %d, %d and %d: %+v", what, m, w, u, made, wrapped, unwrapped, c.Calls())
+		}
+	}
+	const files = 40
+	c.mountUnhurried(t)
+	counts("mount", 0, 0, 1)
+	shell(t, c.plain, `for i in $(seq 40); do : > f$i; done`)
+	counts("empty files", 0, 0, 1)
+	shell(t, c.plain, `for i in $(seq 40); do echo $i > f$i; echo more >> f$i; done; cat f* > /dev/null`)
+	counts("first bytes", files, files, 1)
+	shell(t, c.plain, `: > f1; echo again > f1; truncate -s 9000 t; fallocate -l 5000 a; cp f2 copied; mv f3 moved; ln f4 linked`)
+	counts("another incarnation, and other first bytes", files+4, files+4, 1)
+	if keys := c.sealedUnder(t); len(keys) != files+3 { // one link is met twice
+		t.Errorf("%d data keys", len(keys))
+	}
+	want := contents(t, c.plain)
+	c.umount(t)
+
+	c.mountUnhurried(t)
+	shell(t, c.plain, `cat f10 f11 f12 > /dev/null; cat f10 f11 f12 > /dev/null`)
+	counts("three cold opens", 0, 0, 4)
+	c.umount(t)
+	for _, cmk := range c.cmks {
+		c.mount(t, "cmk="+cmk)
+		if got := contents(t, c.plain); got != want {
+			t.Errorf("%s: read\n%s\nwant\n%s", cmk, got, want)
+		}
+		c.umount(t)
+	}
+	c.fsck(t, 0)
+
+	// A rewrap asks for every file.
+	c.ok(t, "rewrap", "--remove", c.cmks[2], c.cipher)
+	c.ResetCalls()
+	c.ok(t, "rewrap", "--add", c.cmks[2], c.cipher)
+	counts("rewrap", 0, files+4, 1+files+3)
+	c.listEverywhere(t, files, c.cmks[0], c.cmks[1], c.cmks[2])
+	c.refused(t, 2, []string{"every file has a data key of its own"}, "rotate", c.cipher)
+	c.mount(t)
+	if got := contents(t, c.plain); got != want {
+		t.Errorf("after the rewrap: read\n%s\nwant\n%s", got, want)
+	}
+	c.refused(t, 2, []string{"every file has a data key of its own"}, "rotate", c.cipher)
+	if st := c.status(t).DataKey; !st.PerFile || st.ID != "" {
+		t.Errorf("%+v", st)
+	}
+	if !strings.Contains(c.ok(t, "inspect", c.cipher), "each gets a data key of its own") {
+		t.Error("inspect does not tell")
+	}
+}
+
+// TestPerFileRefused has a CMK refuse, or not be trusted: files get no first bytes, with EIO and a line of the log that names the CMK; those that have some are read and written on.
+func TestPerFileRefused(t *testing.T) {
+	c := newClouds(t, emulator.Options{CMKs: cloudCMKs()[:2]})
+	c.init(t, "--data-key", "per-file")
+	c.mount(t)
+	path := func(name string) string { return filepath.Join(c.plain, name) }
+	must(t, os.WriteFile(path("old"), []byte("old"), 0o644))
+	must(t, c.SetState(c.cmks[1], emulator.Disabled))
+	if err := os.WriteFile(path("new"), []byte("new"), 0o644); !errors.Is(err, unix.EIO) {
+		t.Errorf("first bytes: %v, want EIO", err)
+	}
+	if err := os.Truncate(path("new"), 5); !errors.Is(err, unix.EIO) {
+		t.Errorf("truncate: %v, want EIO", err)
+	}
+	if log := c.logged(t); !strings.Contains(log, c.cmks[1]) || !strings.Contains(log, "no data key for a new file") {
+		t.Errorf("the log says\n%s", log)
+	}
+	if st, err := os.Stat(path("new")); err != nil || st.Size() != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	shell(t, c.plain, "echo more >> old; cat old")
+	must(t, c.SetState(c.cmks[1], emulator.Enabled))
+	must(t, os.WriteFile(path("new"), []byte("new"), 0o644))
+	c.umount(t)
+	c.fsck(t, 0)
+
+	// A machine that may ask one of the CMKs only reads.
+	c.mount(t, "cmk="+c.cmks[0])
+	if !strings.Contains(c.printed.String(), "no file will get its first bytes") {
+		t.Error("there is no warning")
+	}
+	if b, err := os.ReadFile(path("new")); string(b) != "new" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := os.WriteFile(path("third"), []byte("third"), 0o644); !errors.Is(err, unix.EIO) {
+		t.Errorf("first bytes: %v, want EIO", err)
+	}
+	if log := c.logged(t); !strings.Contains(log, c.cmks[1]) {
+		t.Errorf("the log says\n%s", log)
+	}
+}
+
+// TestPerFileBesideCalls looks at the mount while a CMK does not answer: nobody but the writer waits. Were a lock held over the call, the test could not go on before the call has failed.
+func TestPerFileBesideCalls(t *testing.T) {
+	t.Parallel() // it waits for a call that is given up
+	c := newClouds(t, emulator.Options{CMKs: cloudCMKs()[:1]})
+	c.init(t, "--data-key", "per-file")
+	c.mount(t)
+	path := func(name string) string { return filepath.Join(c.plain, name) }
+	must(t, os.WriteFile(path("old"), []byte("old"), 0o644))
+	f, err := os.Create(path("new"))
+	must(t, err)
+	defer f.Close()
+	c.faults(t, emulator.Fault{Kind: emulator.Hang, Operation: "GenerateDataKey"})
+	c.ResetCalls()
+	written := make(chan error, 1)
+	go func() {
+		_, err := f.Write([]byte("new"))
+		written <- err
+	}()
+	eventually(t, "the CMK is asked", func() bool { return c.Count("", "GenerateDataKey") > 0 })
+	if st := c.status(t); st.OpenFiles != 1 { // which looks at every open file
+		t.Errorf("%+v", st)
+	}
+	if got := shell(t, c.plain, "cat old; stat -c %s new"); got != "old0\n" {
+		t.Errorf("%q", got)
+	}
+	c.faults(t)
+	if err := <-written; err != nil {
+		t.Errorf("the write that waited: %v", err)
+	}
+	if b, err := os.ReadFile(path("new")); string(b) != "new" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestPerFileLocal goes through the commands with a volume of local CMKs, whose every file has a data key of its own.
+func TestPerFileLocal(t *testing.T) {
+	v := newVolume(t, "--data-key=per-file", "--algorithm", "sm4-128-gcm", "--plaintext-names")
+	if !strings.Contains(v.printed.String(), "local CMKs make no calls") {
+		t.Errorf("init says\n%s", v.printed.String())
+	}
+	aURI := v.uriOf(t)
+	b, bURI := v.newCMK(t, "b")
+	fill(t, v.mount(t), 60)
+	want := tree(t, v.plain)
+	v.ok(t, "rewrap", "--add", b, v.cipher)
+	v.listEverywhere(t, 60, aURI, bURI)
+	v.umount(t)
+	v.fsck(t, 0)
+	if got := tree(t, v.readByReader(t)); got != want {
+		t.Errorf("the other reader finds\n%s\nwant\n%s", got, want)
+	}
+	v.mount(t, "cmk="+b)
+	if got := tree(t, v.plain); got != want {
+		t.Errorf("the tree has changed:\n%s\nbefore:\n%s", got, want)
+	}
+	v.umount(t)
+	sealed := v.sealedFiles(t)[3]
+	v.ok(t, "recover", sealed, filepath.Join(v.dir, "recovered"))
+	v.refused(t, 2, []string{`"each"`, "per-file"}, "init", "--data-key", "each", "--cmk", "local:"+v.cmk, v.dir+"/other")
+	v.refused(t, 2, []string{"--data-key"}, "init", "--data-key=", "--cmk", "local:"+v.cmk, v.dir+"/other")
+	must(t, os.WriteFile(filepath.Join(v.config, "kmsfs.toml"), []byte("data-key = 'per-file'\n"), 0o600))
+	v.ok(t, "init", "--cmk", "local:"+v.cmk, v.dir+"/other")
+	if !strings.Contains(v.ok(t, "inspect", "--json", v.dir+"/other"), `"data_key_per_file": true`) {
+		t.Error("the configuration file does not count")
+	}
+	v.ok(t, "init", "--data-key", "volume", "--cmk", "local:"+v.cmk, v.dir+"/another")
+	if strings.Contains(v.ok(t, "inspect", "--json", v.dir+"/another"), "per_file") {
+		t.Error("the flag does not win over the configuration file")
+	}
+}
+
+// TestInitFindsUnbound warns of a region that ignores the encryption context, with one unwrap for each CMK that could.
+func TestInitFindsUnbound(t *testing.T) {
+	cmks := append(cloudCMKs(), emulator.CMK{URI: "acs:kms:eu-central-1:1000000000000001:key/key-rsa00000000000000000000", Spec: "RSA_2048"})
+	c := newClouds(t, emulator.Options{CMKs: cmks, Contexts: map[string]emulator.ContextMode{"huawei/ap-southeast-3": emulator.ContextIgnored}})
+	c.faults(t, emulator.Fault{Kind: emulator.Status, Status: 403, Code: "Forbidden.NoPermission", CMK: c.cmks[2], Operation: "Decrypt"})
+	c.init(t)
+	said := c.printed.String()
+	for i, cmk := range c.cmks {
+		unbound, unknown := strings.Contains(said, "CMK "+cmk+" does not bind"), strings.Contains(said, "whether CMK "+cmk+" binds")
+		if unbound != (i == 3) || unknown != (i == 2) {
+			t.Errorf("%s: %s", cmk, said)
+		}
+	}
+	if n := c.Count("", "Decrypt", "decrypt-datakey"); n != 4 || c.Count("", "AsymmetricDecrypt", "decrypt-data") != 0 {
+		t.Errorf("%+v", c.Calls())
+	}
+	c.faults(t)
+	c.save(t)
+}
