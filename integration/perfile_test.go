@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -163,16 +165,43 @@ func TestPerFileLocal(t *testing.T) {
 	aURI := v.uriOf(t)
 	b, bURI := v.newCMK(t, "b")
 	fill(t, v.mount(t), 60)
-	want := tree(t, v.plain)
+	creates, replaces := &creator{dir: v.plain}, &replacer{path: filepath.Join(v.plain, "replaced")}
+	must(t, replaces.prepare())
+	var stop atomic.Bool
+	var workers sync.WaitGroup
+	for _, l := range []load{creates, replaces} {
+		workers.Go(func() {
+			for !stop.Load() {
+				if err := l.step(); err != nil {
+					t.Errorf("%T: %v", l, err)
+					return
+				}
+			}
+		})
+	}
+	// Files that are made beside a rewrap have the EDKs of before or after, and none escapes.
+	a := "local:" + v.cmk
+	for range 2 {
+		v.ok(t, "rewrap", "--replace", a+"="+b, v.cipher)
+		v.ok(t, "rewrap", "--replace", b+"="+a, v.cipher)
+	}
 	v.ok(t, "rewrap", "--add", b, v.cipher)
+	stop.Store(true)
+	workers.Wait()
+	for _, l := range []load{creates, replaces} {
+		if err := l.check(); err != nil {
+			t.Errorf("%T: %v", l, err)
+		}
+	}
 	v.listEverywhere(t, 60, aURI, bURI)
+	want := contents(t, v.plain)
 	v.umount(t)
 	v.fsck(t, 0)
-	if got := tree(t, v.readByReader(t)); got != want {
+	if got := contents(t, v.readByReader(t)); got != want {
 		t.Errorf("the other reader finds\n%s\nwant\n%s", got, want)
 	}
 	v.mount(t, "cmk="+b)
-	if got := tree(t, v.plain); got != want {
+	if got := contents(t, v.plain); got != want {
 		t.Errorf("the tree has changed:\n%s\nbefore:\n%s", got, want)
 	}
 	v.umount(t)

@@ -42,6 +42,15 @@ type EncryptedDataKey struct {
 	Wrapped []byte // opaque to everyone but the CMK's provider
 }
 
+// CMKs returns the URIs of the CMKs that made edks, in order.
+func CMKs(edks []EncryptedDataKey) []string {
+	list := []string{}
+	for _, e := range edks {
+		list = append(list, e.CMK)
+	}
+	return list
+}
+
 // A DataKey is a plaintext data key, 16 or 32 bytes long. It prints as a placeholder.
 type DataKey []byte
 

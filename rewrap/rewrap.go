@@ -174,7 +174,7 @@ func (r *run) check(current *header.Header) error {
 	if !trusted {
 		left := "none at all"
 		if len(r.target) > 0 {
-			left = strings.Join(uris(r.target), ", ")
+			left = strings.Join(keyring.CMKs(r.target), ", ")
 		}
 		return fmt.Errorf("%w that opens the volume (left: %s); add another in the same command, or trust one of those that are left", ErrLast, left)
 	}
@@ -196,7 +196,7 @@ func (r *run) plan(h *header.Header) ([]keyring.EncryptedDataKey, error) {
 		}
 	}
 	for _, k := range r.change.Add {
-		if slices.Contains(uris(edks), k.CMK()) {
+		if slices.Contains(keyring.CMKs(edks), k.CMK()) {
 			continue
 		}
 		e, err := r.wrap(h.KeyID, k)
@@ -211,8 +211,8 @@ func (r *run) plan(h *header.Header) ([]keyring.EncryptedDataKey, error) {
 // inLine returns the EDKs of h's data key from the CMKs that the volume header is to list.
 func (r *run) inLine(h *header.Header) ([]keyring.EncryptedDataKey, error) {
 	var edks []keyring.EncryptedDataKey
-	for _, cmk := range uris(r.target) {
-		if i := slices.Index(uris(h.EDKs), cmk); i >= 0 {
+	for _, cmk := range keyring.CMKs(r.target) {
+		if i := slices.Index(keyring.CMKs(h.EDKs), cmk); i >= 0 {
 			edks = append(edks, h.EDKs[i])
 			continue
 		}
@@ -276,11 +276,11 @@ func (r *run) note(h *header.Header) {
 
 func (r *run) report(before []keyring.EncryptedDataKey) Report {
 	p := Report{
-		CMKs: uris(r.target), Added: []string{}, Removed: []string{}, Unlisted: []string{}, Stragglers: []Straggler{},
+		CMKs: keyring.CMKs(r.target), Added: []string{}, Removed: []string{}, Unlisted: []string{}, Stragglers: []Straggler{},
 		Files: r.files.Load(), Rewrapped: r.rewrapped.Load(), Wraps: r.wraps.Load(),
 	}
 	for _, e := range r.target {
-		if !slices.Contains(uris(before), e.CMK) {
+		if !slices.Contains(keyring.CMKs(before), e.CMK) {
 			p.Added = append(p.Added, e.CMK)
 		}
 	}
@@ -296,14 +296,6 @@ func (r *run) report(before []keyring.EncryptedDataKey) Report {
 	}
 	slices.SortFunc(p.Stragglers, func(a, b Straggler) int { return strings.Compare(a.Ciphertext, b.Ciphertext) })
 	return p
-}
-
-func uris(edks []keyring.EncryptedDataKey) []string {
-	list := []string{}
-	for _, e := range edks {
-		list = append(list, e.CMK)
-	}
-	return list
 }
 
 // equal reports whether two lists of EDKs are the same.

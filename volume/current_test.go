@@ -157,7 +157,7 @@ func TestRotate(t *testing.T) {
 		}
 		raw, h := newFile(t, v)
 		files, keys[h.KeyID] = append(files, raw), true
-		if len(keys) != 4 || !slices.Equal(uris(h.EDKs), []string{"fake:a", "fake:b"}) || h.FormatVersion() != header.Version {
+		if len(keys) != 4 || !slices.Equal(keyring.CMKs(h.EDKs), []string{"fake:a", "fake:b"}) || h.FormatVersion() != header.Version {
 			t.Errorf("%d data keys; %+v", len(keys), h)
 		}
 		v = s.open()

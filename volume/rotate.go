@@ -20,8 +20,8 @@ type NextKey struct {
 	raw    []byte
 }
 
-// EDKs returns the wrapped data key.
-func (n *NextKey) EDKs() []keyring.EncryptedDataKey { return n.header.EDKs }
+// CMKs returns the URIs of the CMKs that have wrapped the data key. The first has made it.
+func (n *NextKey) CMKs() []string { return keyring.CMKs(n.header.EDKs) }
 
 // KeyID returns the ID of the data key.
 func (n *NextKey) KeyID() header.ID { return n.header.KeyID }
@@ -74,7 +74,7 @@ func (v *Volume) Rotate(n *NextKey) error {
 // newDataKey makes a data key and has it wrapped by all CMKs that the volume header lists: the first makes it.
 func (v *Volume) newDataKey(ctx context.Context, k keyring.Keyring) (keyring.DataKey, []keyring.EncryptedDataKey, error) {
 	vh := v.Header()
-	cmks := uris(vh.EDKs)
+	cmks := keyring.CMKs(vh.EDKs)
 	k, err := keyring.Select(k, cmks)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a data key: %w; every CMK that the volume header lists has to wrap it", err)
@@ -83,17 +83,9 @@ func (v *Volume) newDataKey(ctx context.Context, k keyring.Keyring) (keyring.Dat
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a data key: %w", err)
 	}
-	if got := uris(edks); !slices.Equal(got, cmks) {
+	if got := keyring.CMKs(edks); !slices.Equal(got, cmks) {
 		dk.Wipe()
 		return nil, nil, fmt.Errorf("make a data key: %w: wrapped by %q, not by %q", keyring.ErrUntrusted, got, cmks)
 	}
 	return dk, edks, nil
-}
-
-// uris lists the CMKs of EDKs.
-func uris(edks []keyring.EncryptedDataKey) (list []string) {
-	for _, e := range edks {
-		list = append(list, e.CMK)
-	}
-	return list
 }

@@ -47,7 +47,7 @@ func (s *Supply) Ready(ctx context.Context) error {
 
 // fill asks CMKs unless there is a key that those wrap which wrap the volume's by now. s.mu is held.
 func (s *Supply) fill(ctx context.Context) error {
-	for s.ready == nil || !slices.Equal(uris(s.ready.edks), uris(s.v.Header().EDKs)) {
+	for s.ready == nil || !slices.Equal(keyring.CMKs(s.ready.edks), keyring.CMKs(s.v.Header().EDKs)) {
 		dk, edks, err := s.v.newDataKey(ctx, s.v.keys.ring())
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrNoKey, err)

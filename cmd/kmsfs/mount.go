@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/fs"
-	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -198,19 +198,11 @@ func checkNewFiles(v *volume.Volume, k *failover.Keyring, readOnly bool, warn fu
 		warn(oneLine(err.Error()))
 	}
 	if h := v.Header(); h.PerFile && !readOnly {
-		if _, err := k.Select(edkCMKs(h)); err != nil {
+		if _, err := k.Select(keyring.CMKs(h.EDKs)); err != nil {
 			warn("no file will get its first bytes, since every one needs a data key that all CMKs of the volume wrap: " + err.Error())
 		}
 	}
 	return nil
-}
-
-// edkCMKs lists the CMKs of a header.
-func edkCMKs(h *header.Header) (cmks []string) {
-	for _, e := range h.EDKs {
-		cmks = append(cmks, e.CMK)
-	}
-	return cmks
 }
 
 func readOnlyStorage(v *volume.Volume) bool {

@@ -69,7 +69,13 @@ func (job *rewrapJob) run(ctx context.Context, req rewrapRequest, progress func(
 	for _, k := range slices.Concat(kept, added) {
 		change.Trusted = append(change.Trusted, k.CMK.CMK())
 	}
-	o := rewrap.Options{DryRun: req.DryRun, Before: func() error { return job.noteAdded(added) }}
+	o := rewrap.Options{DryRun: req.DryRun, Before: func() error {
+		err := job.noteAdded(added)
+		if err == nil { // files that get data keys of their own meanwhile have them wrapped by the CMKs that are added
+			job.v.SetKeyring(job.join(slices.Concat(job.open, added)))
+		}
+		return err
+	}}
 	if req.Progress {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -112,9 +118,11 @@ func (job *rewrapJob) run(ctx context.Context, req rewrapRequest, progress func(
 }
 
 // ring is the keyring of the CMKs that are trusted after run.
-func (job *rewrapJob) ring() *failover.Keyring {
-	cmks := make([]failover.CMK, len(job.open))
-	for i, k := range job.open {
+func (job *rewrapJob) ring() *failover.Keyring { return job.join(job.open) }
+
+func (job *rewrapJob) join(list []trusted) *failover.Keyring {
+	cmks := make([]failover.CMK, len(list))
+	for i, k := range list {
 		cmks[i] = k.CMK
 	}
 	return job.trust.keyrings.join(cmks)

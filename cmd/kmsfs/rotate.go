@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kmsfs/kmsfs/control"
+	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -114,13 +115,12 @@ func rotate(ctx context.Context, job *rewrapJob, req rotateRequest) (result rota
 		return result, fail(exitUsage, "%w: there is nothing to rotate", err)
 	case errors.Is(err, keyring.ErrUntrusted):
 		return result, fmt.Errorf("%w\nhint: trust it with --cmk (while the volume is mounted: at its mount), or take it out with kmsfs rewrap --remove", err)
+	case errors.Is(err, header.ErrBounds):
+		return result, fmt.Errorf("%w; the header length of a volume is fixed at init: kmsfs rewrap --remove makes room", err)
 	case err != nil:
 		return result, hinted(err)
 	}
-	result = rotateResult{Generation: next.Generation(), KeyID: next.KeyID().String(), DryRun: req.DryRun, Warnings: []string{}}
-	for _, e := range next.EDKs() {
-		result.CMKs = append(result.CMKs, e.CMK)
-	}
+	result = rotateResult{Generation: next.Generation(), KeyID: next.KeyID().String(), CMKs: next.CMKs(), DryRun: req.DryRun, Warnings: []string{}}
 	if req.DryRun {
 		return result, nil
 	}
