@@ -32,12 +32,12 @@ func TestPerFileCalls(t *testing.T) {
 			t.Errorf("%s: %d data keys made, %d wraps, %d unwraps, want %d, %d and %d: %+v", what, m, w, u, made, wrapped, unwrapped, c.Calls())
 		}
 	}
-	const files = 40
+	const files = 12
 	c.mountUnhurried(t)
 	counts("mount", 0, 0, 1)
-	shell(t, c.plain, `for i in $(seq 40); do : > f$i; done`)
+	shell(t, c.plain, `for i in $(seq 12); do : > f$i; done`)
 	counts("empty files", 0, 0, 1)
-	shell(t, c.plain, `for i in $(seq 40); do echo $i > f$i; echo more >> f$i; done; cat f* > /dev/null`)
+	shell(t, c.plain, `for i in $(seq 12); do echo $i > f$i; echo more >> f$i; done; cat f* > /dev/null`)
 	counts("first bytes", files, files, 1)
 	shell(t, c.plain, `: > f1; echo again > f1; truncate -s 9000 t; fallocate -l 5000 a; cp f2 copied; mv f3 moved; ln f4 linked`)
 	counts("another incarnation, and other first bytes", files+4, files+4, 1)

@@ -138,7 +138,7 @@ func Run(ctx context.Context, v *volume.Volume, j *journal.Journal, c Change, o 
 			return Report{}, err
 		}
 	}
-	if !o.DryRun && (!equal(current.EDKs, r.own[current.KeyID]) || len(v.CheckCurrent()) > 0) {
+	if !o.DryRun && current.Kind == header.Current && (!equal(current.EDKs, r.own[current.KeyID]) || len(v.CheckCurrent()) > 0) {
 		if err := v.SetCurrentEDKs(r.own[current.KeyID]); err != nil {
 			return Report{}, err
 		}

@@ -40,10 +40,10 @@ func (v *Volume) SetEDKs(edks []keyring.EncryptedDataKey) error {
 	return v.setHeader(&changed)
 }
 
-// SetCurrentEDKs is SetEDKs for the data key of new files, where the volume header's is not that.
+// SetCurrentEDKs is SetEDKs for the data key of new files, once that is another one than the volume header's.
 func (v *Volume) SetCurrentEDKs(edks []keyring.EncryptedDataKey) error {
 	h, err := v.Current()
-	if err != nil || h.Kind != header.Current {
+	if err != nil {
 		return err
 	}
 	changed := *h
