@@ -21,8 +21,9 @@ import (
 
 // Names of a volume's own files, docs/format.md section 2.
 const (
-	MetaDir  = ".kmsfs" // the directory of the volume's own files, in the root of the ciphertext directory
-	LinksDir = "links"  // in MetaDir: the targets of long symbolic links
+	MetaDir  = ".kmsfs"    // the directory of the volume's own files, in the root of the ciphertext directory
+	LinksDir = "links"     // in MetaDir: the targets of long symbolic links
+	WorkDir  = "reencrypt" // in MetaDir: files that are being sealed anew
 
 	headerFile = "volume"
 	headerCopy = "volume.copy"
