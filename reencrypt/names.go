@@ -120,8 +120,8 @@ func (n *replacement) remove(work *os.File) {
 
 func remove(dir *os.File, name string) { _ = unix.Unlinkat(int(dir.Fd()), name, 0) }
 
-// Finish brings the names of files together that a crash in Run has left apart. Whoever is going to change files of the volume, whose lock he holds, calls it before. It needs no key. An error
-// says that the names of some file are those of two now, and cannot be brought together.
+// Finish brings the names of files together that a crash in Run has left apart. Whoever is going to change files of the volume, whose lock he holds, calls it before. It needs no key. The error
+// wraps [ErrApart] if that cannot be done.
 func Finish(v *volume.Volume) error {
 	work, err := openWork(v)
 	if work == nil || err != nil {

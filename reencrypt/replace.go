@@ -18,6 +18,9 @@ const (
 	batchBytes = 64 << 20
 )
 
+// ErrApart says that the names of one file are those of two with the same content, and cannot be brought together for now.
+var ErrApart = errors.New("reencrypt: some names of a file cannot be changed, so that they are those of two files: nobody may write to either until they can")
+
 // A replacement is a new file that waits to take the place of an old one. Its name in the directory of new files is its file ID.
 type replacement struct {
 	old, new header.ID // file IDs
@@ -147,7 +150,7 @@ func (x *exchange) all(n *replacement) (kept, err error) {
 		return nil, nil
 	}
 	if err := x.back(n); err != nil {
-		return kept, fmt.Errorf("the names of one file, %q, are those of two with the same content now: %w, and %w; run it again when both can be", n.paths, kept, err)
+		return kept, fmt.Errorf("%w: %q: %w; back: %w", ErrApart, n.paths, kept, err)
 	}
 	return kept, nil
 }
