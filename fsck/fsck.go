@@ -152,6 +152,7 @@ func Check(ctx context.Context, v *volume.Volume, o Options) (Report, error) {
 	c.directory(&directory{f: root, id: id, known: true, root: true, at: place{sealed: v.Dir(), plain: "/"}})
 	_ = c.group.Wait() // its functions return nil
 	c.longTargets()
+	c.newFiles()
 
 	c.mu.Lock()
 	defer c.mu.Unlock()

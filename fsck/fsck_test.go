@@ -452,3 +452,18 @@ func TestRecover(t *testing.T) {
 		t.Errorf("without a file ID: %+v, %v", r, err)
 	}
 }
+
+// TestNewFiles has what a re-encryption leaves that was cut off: no damage, and repair takes it away.
+func TestNewFiles(t *testing.T) {
+	tr := newTree(t, volume.Params{})
+	work := filepath.Join(tr.dir, volume.MetaDir, volume.WorkDir)
+	must(t, os.Mkdir(work, 0o700))
+	for _, name := range []string{"one", "two", "two.names"} {
+		must(t, os.WriteFile(filepath.Join(work, name), content(5000), 0o600))
+	}
+	if report, faults := tr.check(t, false); report.Faults != 0 || report.Leftovers != 3 {
+		t.Errorf("%+v: %v", report, faults)
+	}
+	tr.check(t, true)
+	tr.sound(t)
+}
