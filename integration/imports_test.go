@@ -37,6 +37,8 @@ var allowed = map[string][]string{
 		"golang.org/x/sys/unix", "golang.org/x/sync/singleflight"},
 	"journal": {"golang.org/x/sys/unix"},
 	"rewrap":  {module + "header", module + "journal", module + "keyring", module + "volume", "golang.org/x/sys/unix"},
+	"reencrypt": {module + "blockcrypt", module + "header", module + "journal", module + "volume",
+		"golang.org/x/sys/unix", "golang.org/x/sync/errgroup"},
 	"control": {"golang.org/x/sys/unix"},
 	"fsck": {module + "blockcrypt", module + "header", module + "keyring", module + "names", module + "volume",
 		"golang.org/x/sys/unix", "golang.org/x/sync/errgroup"},
@@ -120,7 +122,7 @@ func TestManual(t *testing.T) {
 	v := bareVolume(t)
 	flags := regexp.MustCompile(`--[a-z-]+`)
 	seen := 0
-	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"keyring", "check", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"}, {"rewrap", "--help"}, {"status", "--help"}} {
+	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"keyring", "check", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"}, {"rewrap", "--help"}, {"reencrypt", "--help"}, {"status", "--help"}} {
 		for _, flag := range flags.FindAllString(v.ok(t, command...), -1) {
 			seen++
 			if flag != "--help" && flag != "--version" && !strings.Contains(string(manual), "**"+flag+"**") {

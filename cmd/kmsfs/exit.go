@@ -12,6 +12,7 @@ import (
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/local"
+	"github.com/kmsfs/kmsfs/reencrypt"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -68,7 +69,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &known):
 		return known.code
-	case errors.As(err, &errno) && slices.Contains(storageErrors(), errno), is(journal.ErrReplay):
+	case errors.As(err, &errno) && slices.Contains(storageErrors(), errno), is(journal.ErrReplay, reencrypt.ErrApart):
 		return exitIO
 	case is(volume.ErrInUse):
 		return exitInUse

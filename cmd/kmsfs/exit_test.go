@@ -13,6 +13,7 @@ import (
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/local"
+	"github.com/kmsfs/kmsfs/reencrypt"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -46,6 +47,7 @@ func TestExitCodes(t *testing.T) {
 		{path(syscall.ENOSPC), exitIO},
 		{path(syscall.EROFS), exitIO},
 		{path(syscall.EIO), exitIO},
+		{reencrypt.ErrApart, exitIO},
 		// What is known where the error is made comes first.
 		{fail(exitMountpoint, "x: %w", path(syscall.EIO)), exitMountpoint},
 		{errors.Join(errors.New("x"), usagef("y")), exitUsage},

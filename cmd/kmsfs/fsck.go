@@ -15,6 +15,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/fsck"
 	"github.com/kmsfs/kmsfs/journal"
+	"github.com/kmsfs/kmsfs/reencrypt"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -114,8 +115,11 @@ func faults(n int64) string {
 	return fmt.Sprintf("%d faults", n)
 }
 
-// finishWrites puts in place what a crash has left in the journal, as a mount does, and returns the journal opened for reading.
+// finishWrites puts in place what a crash has left in the journal or half renamed, as a mount does, and returns the journal opened for reading.
 func finishWrites(v *volume.Volume) (*journal.Journal, error) {
+	if err := reencrypt.Finish(v); err != nil {
+		return nil, err
+	}
 	quiet := slog.New(slog.DiscardHandler)
 	j, err := journal.Open(v.RootFd(), v.MetaFd(), journal.Options{ReadOnly: true, Logger: quiet})
 	if !errors.Is(err, journal.ErrReplay) {

@@ -16,6 +16,7 @@ import (
 	"github.com/kmsfs/kmsfs/fs"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/failover"
+	"github.com/kmsfs/kmsfs/reencrypt"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -161,6 +162,11 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("mount %s: stopped by a signal: %w", v.Dir(), err)
+	}
+	if !frozen {
+		if err := reencrypt.Recover(v); err != nil {
+			return err
+		}
 	}
 	srv, err := fs.Mount(job.mountpoint, fs.Config{
 		Volume:          v,

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,7 +13,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/kmsfs/kmsfs/control"
-	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/rewrap"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -126,10 +124,8 @@ func rewrapHere(ctx context.Context, v *volume.Volume, t trust, req rewrapReques
 	if _, err := t.unlock(ctx, v); err != nil {
 		return result, err
 	}
-	j, err := journal.Open(v.RootFd(), v.MetaFd(), journal.Options{ReadOnly: req.DryRun, Logger: slog.New(slog.DiscardHandler)})
-	if req.DryRun && errors.Is(err, journal.ErrReplay) {
-		return result, fail(exitIO, "the volume was not unmounted cleanly; mount it once, or leave out --dry-run")
-	} else if err != nil {
+	j, err := openJournal(v, req.DryRun)
+	if err != nil {
 		return result, err
 	}
 	job := rewrapJob{v: v, j: j, trust: t}
