@@ -25,6 +25,8 @@ type stack struct {
 	size    int64  // of the device, in bytes; 0 for little
 	shared  bool   // with all users
 	secret  string // directory of the CMK, the configuration and the password, which no power cut touches
+	noting  bool   // the configuration, which notes the CMKs that are trusted, is on the backing filesystem instead
+	plain   bool   // names are stored as they are
 }
 
 func (s stack) String() string {
@@ -61,8 +63,8 @@ func (s stack) format(image, dir string) error {
 		switch s.crypt {
 		case "kmsfs":
 			err = errors.Join(
-				run(s.env(), s.binary, "key", "new", filepath.Join(s.secret, "cmk")),
-				run(s.env(), s.binary, "init", "--cmk", "local:"+filepath.Join(s.secret, "cmk"), cipher))
+				run(s.env(lower), s.binary, "key", "new", filepath.Join(s.secret, "cmk")),
+				run(s.env(lower), s.binary, "init", "--cmk", "local:"+filepath.Join(s.secret, "cmk"), fmt.Sprint("--plaintext-names=", s.plain), cipher))
 		case "gocryptfs":
 			err = errors.Join(
 				os.WriteFile(filepath.Join(s.secret, "password"), []byte("password"), 0o600),
@@ -72,7 +74,13 @@ func (s stack) format(image, dir string) error {
 	return errors.Join(err, unmount(lower))
 }
 
-func (s stack) env() []string { return append(os.Environ(), "KMSFS_CONFIG_DIR="+s.secret) }
+func (s stack) env(lower string) []string {
+	dir := s.secret
+	if s.noting {
+		dir = filepath.Join(lower, "config")
+	}
+	return append(os.Environ(), "KMSFS_CONFIG_DIR="+dir)
+}
 
 // A mounted is a stack in use.
 type mounted struct {
@@ -106,7 +114,7 @@ func (s stack) mount(image, dir string) (*mounted, error) {
 	if s.crypt == "gocryptfs" {
 		args = []string{"gocryptfs", "-fg", "-q", "-nosyslog", "-passfile", filepath.Join(s.secret, "password"), cipher, m.top}
 	}
-	if err := m.start(args, s.env(), filepath.Join(dir, "log")); err != nil {
+	if err := m.start(args, s.env(lower), filepath.Join(dir, "log")); err != nil {
 		return nil, errors.Join(err, m.unmount())
 	}
 	return m, nil
