@@ -1,0 +1,270 @@
+package powercut
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/header"
+)
+
+// An upkeep is a command that changes every header of a volume, or every file, and what it leaves.
+type upkeep struct {
+	s       stack
+	live    bool                                    // the volume is mounted meanwhile
+	args    []string                                // of kmsfs; the volume is appended
+	prepare func(lower string) error                // makes it necessary, while the volume is not mounted; may be nil
+	done    func(h *header.Header) (problem string) // tells what is wrong with a header when it is over
+}
+
+// files are those that the volume holds, each under its first name.
+func (u *upkeep) files() map[string][]byte {
+	all := make(map[string][]byte)
+	for i := range 24 {
+		all[fmt.Sprintf("dir%d/file%d", i%4, i)] = pattern(i, int64(1+i*i*97))
+	}
+	all["large"] = pattern(100, 3<<20)
+	all[strings.Repeat("long", 60)] = pattern(101, 5000)
+	for i := range linked {
+		all[names(i)[0]] = pattern(200+i, int64(500+i*3000))
+	}
+	return all
+}
+
+// linked is how many files have several names.
+const linked = 8
+
+// names are those of the i-th file that has several.
+func names(i int) []string {
+	return []string{fmt.Sprint("linked", i), fmt.Sprintf("dir%d/again%d", i%4, i), fmt.Sprintf("dir%d/once more%d", (i+1)%4, i)}
+}
+
+func (u *upkeep) fill(top string) error {
+	for i := range 4 {
+		if err := os.Mkdir(filepath.Join(top, fmt.Sprint("dir", i)), 0o700); err != nil {
+			return err
+		}
+	}
+	for name, data := range u.files() {
+		if err := os.WriteFile(filepath.Join(top, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	for i := range linked {
+		for _, name := range names(i)[1:] {
+			if err := os.Link(filepath.Join(top, names(i)[0]), filepath.Join(top, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// compare finds what is not as it was.
+func (u *upkeep) compare(top string) (faults []fault) {
+	for name, want := range u.files() {
+		if got, err := os.ReadFile(filepath.Join(top, name)); err != nil || !bytes.Equal(got, want) {
+			faults = append(faults, fault{Kind: lostBytes, Path: name, Detail: fmt.Sprintf("%d bytes of %d, or others: %v", len(got), len(want), err)})
+		}
+	}
+	for i := range linked {
+		var first unix.Stat_t
+		for n, name := range names(i) {
+			var st unix.Stat_t
+			if err := unix.Lstat(filepath.Join(top, name), &st); err != nil || n > 0 && st.Ino != first.Ino || st.Nlink != 3 {
+				faults = append(faults, fault{Kind: lostName, Path: name, Detail: fmt.Sprintf("is not one of three names of one file: %d names, %v", st.Nlink, err)})
+			}
+			if n == 0 {
+				first = st
+			}
+		}
+	}
+	return faults
+}
+
+// run runs the command on the volume of a mounted stack.
+func (u *upkeep) run(top, lower string) error {
+	if !u.live {
+		if err := u.kmsfs(lower, "umount", top); err != nil {
+			return err
+		}
+	}
+	return u.kmsfs(lower, append(slices.Clone(u.args), filepath.Join(lower, "cipher"))...)
+}
+
+// kmsfs runs the program with what the machine of a stack trusts.
+func (u *upkeep) kmsfs(lower string, args ...string) error {
+	return run(u.s.env(lower), append([]string{u.s.binary}, args...)...)
+}
+
+// examine finds every file whole after a cut, runs the command again, and finds all done and nothing damaged.
+func (u *upkeep) examine(top, dir string, _ int) []fault {
+	lower := filepath.Join(dir, "lower")
+	cipher := filepath.Join(lower, "cipher")
+	faults := u.compare(top)
+	err := u.run(top, lower)
+	if err == nil {
+		faults = append(faults, u.headers(cipher)...)
+		if u.live {
+			err = u.kmsfs(lower, "umount", top)
+		}
+	}
+	if err == nil {
+		err = u.kmsfs(lower, "fsck", cipher)
+	}
+	if err == nil {
+		err = u.kmsfs(lower, "mount", cipher, top)
+	}
+	if err == nil {
+		faults = append(faults, u.compare(top)...)
+		err = u.kmsfs(lower, "umount", top)
+	}
+	if err != nil {
+		faults = append(faults, fault{Kind: stuck, Path: "/", Detail: err.Error()})
+	}
+	return faults
+}
+
+// headers finds those that are not done.
+func (u *upkeep) headers(cipher string) (faults []fault) {
+	n := 0
+	err := filepath.WalkDir(cipher, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		own := filepath.Base(filepath.Dir(path)) == ".kmsfs"
+		if !d.Type().IsRegular() || own && !strings.HasPrefix(d.Name(), "volume") {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil || len(b) == 0 {
+			return err
+		}
+		h, err := header.Parse(b)
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		n++
+		if problem := u.done(h); problem != "" {
+			faults = append(faults, fault{Kind: stuck, Path: strings.TrimPrefix(path, cipher), Detail: problem})
+		}
+		return nil
+	})
+	if want := len(u.files()) + 2*linked + 2; err != nil || n != want {
+		faults = append(faults, fault{Kind: lostName, Path: "/", Detail: fmt.Sprintf("%d headers, want %d: %v", n, want, err)})
+	}
+	return faults
+}
+
+// cut cuts the power n times while the command runs.
+func (u *upkeep) cut(t *testing.T, image string, n int) {
+	t.Helper()
+	dir := workdir(t)
+	rng := rand.New(rand.NewPCG(seed(t), 7))
+	begin, end := 0, 0
+	rec, err := u.s.record(image, dir, rng, func(w *workload) error {
+		err := errors.Join(u.fill(w.top), u.kmsfs(w.lower, "umount", w.top))
+		if err == nil && u.prepare != nil {
+			err = u.prepare(w.lower)
+		}
+		if err == nil {
+			err = u.kmsfs(w.lower, "mount", filepath.Join(w.lower, "cipher"), w.top)
+		}
+		if err != nil {
+			return err
+		}
+		f, err := os.Open(w.lower)
+		if err == nil {
+			err = errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+		}
+		begin = w.position()
+		if err == nil {
+			err = u.run(w.top, w.lower)
+		}
+		end = w.position()
+		if u.live {
+			err = errors.Join(err, u.kmsfs(w.lower, "umount", w.top))
+		}
+		return err
+	})
+	must(t, err)
+	rec.records = rec.records[:end]
+	rec.examine = u.examine
+	rec.recovery = func(top, dir string) { _ = u.run(top, filepath.Join(dir, "lower")) }
+	none(t, cutRandomly(t, rec, dir, rng, begin, n))
+	t.Logf("%d records, %d cuts", end-begin, n)
+}
+
+// TestRewrap cuts the power while CMKs are replaced. The volume opens with what the machine trusts by then, which is noted on the same disk.
+func TestRewrap(t *testing.T) {
+	for _, live := range []bool{false, true} {
+		t.Run(fmt.Sprint("live=", live), func(t *testing.T) {
+			s := stack{backing: "ext4", crypt: "kmsfs", noting: true}
+			image := build(t, &s)
+			from, to := filepath.Join(s.secret, "cmk"), filepath.Join(s.secret, "new")
+			must(t, run(s.env(""), s.binary, "key", "new", to))
+			u := &upkeep{s: s, live: live, args: []string{"rewrap", "--replace", "local:" + from + "=local:" + to}}
+			uri := cmkURI(t, to)
+			u.done = func(h *header.Header) string {
+				if len(h.EDKs) != 1 || h.EDKs[0].CMK != uri {
+					return fmt.Sprintf("lists other CMKs than %s: %v", uri, h.EDKs)
+				}
+				return ""
+			}
+			u.cut(t, image, number(t, 20))
+		})
+	}
+}
+
+// cmkURI is the name that headers have for a local CMK.
+func cmkURI(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	must(t, err)
+	fields := strings.Fields(string(b))
+	if len(fields) != 3 {
+		t.Fatalf("%s has %d fields", path, len(fields))
+	}
+	return "local:" + fields[1]
+}
+
+// TestReencrypt cuts the power while files are sealed anew: each is whole, and the names of one stay those of one.
+func TestReencrypt(t *testing.T) {
+	s := stack{backing: "ext4", crypt: "kmsfs", noting: true, plain: true}
+	image := build(t, &s)
+	u := &upkeep{s: s, args: []string{"reencrypt"}}
+	var current header.ID
+	u.done = func(h *header.Header) string {
+		if h.KeyID != current {
+			return fmt.Sprintf("has data key %v, want %v", h.KeyID, current)
+		}
+		return ""
+	}
+	u.prepare = func(lower string) error {
+		// The files get into another volume under the same CMK. Names that are stored as they are do not mind.
+		cipher, newer := filepath.Join(lower, "cipher"), filepath.Join(lower, "newer")
+		if err := u.kmsfs(lower, "init", "--cmk", "local:"+filepath.Join(s.secret, "cmk"), "--plaintext-names", newer); err != nil {
+			return err
+		}
+		b, err := os.ReadFile(filepath.Join(newer, ".kmsfs/volume"))
+		if err != nil {
+			return err
+		}
+		h, err := header.Parse(b)
+		if err != nil {
+			return err
+		}
+		current = h.KeyID
+		return errors.Join(os.RemoveAll(filepath.Join(cipher, ".kmsfs")), os.Rename(filepath.Join(newer, ".kmsfs"), filepath.Join(cipher, ".kmsfs")))
+	}
+	u.cut(t, image, number(t, 20))
+}
