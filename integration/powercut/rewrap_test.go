@@ -37,13 +37,13 @@ func (u *upkeep) files() map[string][]byte {
 	all["large"] = pattern(100, 3<<20)
 	all[strings.Repeat("long", 60)] = pattern(101, 5000)
 	for i := range linked {
-		all[names(i)[0]] = pattern(200+i, int64(500+i*3000))
+		all[names(i)[0]] = pattern(200+i, int64(500+i*100))
 	}
 	return all
 }
 
 // linked is how many files have several names.
-const linked = 8
+const linked = 24
 
 // names are those of the i-th file that has several.
 func names(i int) []string {
@@ -246,7 +246,7 @@ func TestRewrap(t *testing.T) {
 				}
 				return ""
 			}
-			u.cut(t, image, number(t, 20))
+			u.cut(t, image, number(t, 15))
 		})
 	}
 }
@@ -265,8 +265,11 @@ func cmkURI(t *testing.T, path string) string {
 
 // TestReencrypt cuts the power while files are sealed anew: each is whole, and the names of one stay those of one.
 func TestReencrypt(t *testing.T) {
-	for _, backing := range []string{"ext4", "xfs"} { // XFS may well make a rename durable before the content
-		t.Run(backing, func(t *testing.T) { reencrypt(t, backing, number(t, 15)) })
+	for _, b := range []struct {
+		backing string
+		cuts    int
+	}{{"ext4", 20}, {"xfs", 8}} { // XFS may well make a rename durable before the content
+		t.Run(b.backing, func(t *testing.T) { reencrypt(t, b.backing, number(t, b.cuts)) })
 	}
 }
 
