@@ -220,7 +220,7 @@ func writeRecord(id header.ID, cmks []string) error {
 	return saveRecord(id, c)
 }
 
-// saveRecord replaces a record, atomically.
+// saveRecord replaces a record, atomically and durably: the volume may be on another file system, and name a new CMK alone before this one has committed.
 func saveRecord(id header.ID, c config) error {
 	path, err := recordPath(id)
 	if err != nil {
@@ -244,6 +244,11 @@ func saveRecord(id header.ID, c config) error {
 	}
 	if err != nil {
 		os.Remove(f.Name())
+		return err
 	}
-	return err
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
