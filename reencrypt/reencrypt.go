@@ -75,6 +75,7 @@ type run struct {
 	weight   int64            // bytes of them; guarded by mu
 	groups   map[inode]*group // files not all of whose names have been met; guarded by mu
 	late     [][]string       // names of files for which there was no space; guarded by mu
+	ending   bool             // these are tried again; guarded by mu
 }
 
 // Run re-encrypts all files of an unlocked volume whose data key is not that of new files. Nobody else may use the volume: the caller holds its lock, and has nothing open through j, its
@@ -217,7 +218,7 @@ func (r *run) file(ctx context.Context, path string) error {
 			return nil
 		}
 	}
-	return r.rewrite(ctx, o, paths, true)
+	return r.rewrite(ctx, o, paths)
 }
 
 // count counts a file, and reports whether it is to be rewritten.
@@ -232,25 +233,31 @@ func (r *run) count(o *original, old bool) bool {
 	return old && !r.o.DryRun
 }
 
-// rewrite seals a file anew and lets it wait for its turn. If there is no space, it is put off, where that may help.
-func (r *run) rewrite(ctx context.Context, o *original, paths []string, putOff bool) error {
+// rewrite seals a file anew and lets it wait for its turn.
+func (r *run) rewrite(ctx context.Context, o *original, paths []string) error {
 	n, err := r.seal(ctx, o)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return ctx.Err()
-	case putOff && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)):
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.late = append(r.late, paths)
-		return nil
 	case err != nil:
 		if !r.j.Suspect(int(o.Fd())) {
-			r.stragglers(paths, err)
+			r.kept(paths, err)
 		}
 		return nil
 	}
 	n.paths = paths
 	return r.settle(r.add(n))
+}
+
+// kept notes that a file was not rewritten. If there was no space, it is put off to the end.
+func (r *run) kept(paths []string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.ending && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+		r.late = append(r.late, paths)
+		return
+	}
+	r.stragglersLocked(paths, err)
 }
 
 // rest does what is left when the walk is over.
@@ -261,30 +268,44 @@ func (r *run) rest() error {
 	if err := r.settle(r.take()); err != nil {
 		return err
 	}
-	for _, paths := range r.late { // one by one: by now, nothing else takes space
-		o, err := r.open(paths[0])
-		if err != nil {
-			r.stragglers(paths, err)
-			continue
-		}
-		err = o.readHeader(r.ctx, r.v)
-		if err == nil {
-			err = errors.Join(r.rewrite(r.ctx, o, paths, false), r.settle(r.take()))
-		} else {
-			r.stragglers(paths, err)
-			err = r.ctx.Err()
-		}
-		o.Close()
-		if err != nil {
+	r.ending = true
+	for _, paths := range r.late {
+		if err := r.lateOne(paths); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// lateOne rewrites a file for which there was no space before, alone.
+func (r *run) lateOne(paths []string) error {
+	// Space that was freed can be had once that is durable.
+	if err := syncAll(r.work); err != nil {
+		return err
+	}
+	o, err := r.open(paths[0])
+	if err != nil {
+		r.stragglers(paths, err)
+		return nil
+	}
+	defer o.Close()
+	if err := o.readHeader(r.ctx, r.v); err != nil {
+		r.stragglers(paths, err)
+		return r.ctx.Err()
+	}
+	if err := r.rewrite(r.ctx, o, paths); err != nil {
+		return err
+	}
+	return r.settle(r.take())
+}
+
 func (r *run) stragglers(paths []string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.stragglersLocked(paths, err)
+}
+
+func (r *run) stragglersLocked(paths []string, err error) {
 	for _, path := range paths {
 		r.report.Stragglers = append(r.report.Stragglers, Straggler{path, err.Error()})
 	}

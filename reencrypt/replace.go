@@ -69,7 +69,7 @@ func (r *run) settle(batch []*replacement) (err error) {
 		err := n.note(r.work)
 		if err != nil {
 			n.remove(r.work)
-			r.stragglers(n.paths, err)
+			r.kept(n.paths, err)
 		}
 		return err != nil
 	})
@@ -99,7 +99,7 @@ func (r *run) settled(n *replacement, kept error) {
 		if !n.begun {
 			n.remove(r.work)
 		}
-		r.stragglers(n.paths, kept)
+		r.kept(n.paths, kept)
 		return
 	}
 	r.mu.Lock()

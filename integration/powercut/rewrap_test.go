@@ -278,29 +278,104 @@ func reencrypt(t *testing.T, backing string, n int) {
 	s := stack{backing: backing, crypt: "kmsfs", noting: true, plain: true}
 	image := build(t, &s)
 	u := &upkeep{s: s, args: []string{"reencrypt"}}
-	var current header.ID
-	u.done = func(h *header.Header) string {
-		if h.KeyID != current {
-			return fmt.Sprintf("has data key %v, want %v", h.KeyID, current)
+	u.prepare = u.older
+	u.cut(t, image, n)
+}
+
+// older makes all files of a volume older than its data key: they get into another volume under the same CMK. Names that are stored as they are do not mind.
+func (u *upkeep) older(lower string) error {
+	cipher, newer := filepath.Join(lower, "cipher"), filepath.Join(lower, "newer")
+	if err := u.kmsfs(lower, "init", "--cmk", "local:"+filepath.Join(u.s.secret, "cmk"), "--plaintext-names", newer); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(newer, ".kmsfs/volume"))
+	if err != nil {
+		return err
+	}
+	h, err := header.Parse(b)
+	if err != nil {
+		return err
+	}
+	u.done = func(file *header.Header) string {
+		if file.KeyID != h.KeyID {
+			return fmt.Sprintf("has data key %v, want %v", file.KeyID, h.KeyID)
 		}
 		return ""
 	}
-	u.prepare = func(lower string) error {
-		// The files get into another volume under the same CMK. Names that are stored as they are do not mind.
-		cipher, newer := filepath.Join(lower, "cipher"), filepath.Join(lower, "newer")
-		if err := u.kmsfs(lower, "init", "--cmk", "local:"+filepath.Join(s.secret, "cmk"), "--plaintext-names", newer); err != nil {
-			return err
+	return errors.Join(os.RemoveAll(filepath.Join(cipher, ".kmsfs")), os.Rename(filepath.Join(newer, ".kmsfs"), filepath.Join(cipher, ".kmsfs")), os.Remove(newer))
+}
+
+// TestReencryptRefused has a disk that is full, and files that may not be replaced: they stay as they are, names together, and the others are sealed anew. When that is over, so are they.
+func TestReencryptRefused(t *testing.T) {
+	s := stack{backing: "ext4", crypt: "kmsfs", noting: true, plain: true}
+	image := build(t, &s)
+	dir := workdir(t)
+	u := &upkeep{s: s, args: []string{"reencrypt"}}
+	m, err := s.mount(image, dir)
+	must(t, err)
+	defer func() { must(t, m.unmount()) }()
+	cipher := filepath.Join(m.lower, "cipher")
+	at := func(name string) string { return filepath.Join(cipher, name) }
+	must(t, u.fill(m.top))
+	must(t, u.kmsfs(m.lower, "umount", m.top))
+	must(t, u.older(m.lower))
+	refused := func(fixed []string) {
+		t.Helper()
+		err := u.kmsfs(m.lower, "reencrypt", cipher)
+		if err == nil || !strings.Contains(err.Error(), "exit status 4") {
+			t.Fatalf("not refused: %v", err)
 		}
-		b, err := os.ReadFile(filepath.Join(newer, ".kmsfs/volume"))
-		if err != nil {
-			return err
+		for _, f := range u.headers(cipher) {
+			if !slices.ContainsFunc(fixed, func(name string) bool { return f.Path == "/"+name }) {
+				t.Errorf("is not sealed anew: %v: %v", f, err)
+			}
 		}
-		h, err := header.Parse(b)
-		if err != nil {
-			return err
+		for _, name := range fixed {
+			if !strings.Contains(err.Error(), at(name)+": not re-encrypted") {
+				t.Errorf("%s is not listed: %v", name, err)
+			}
 		}
-		current = h.KeyID
-		return errors.Join(os.RemoveAll(filepath.Join(cipher, ".kmsfs")), os.Rename(filepath.Join(newer, ".kmsfs"), filepath.Join(cipher, ".kmsfs")))
+		must(t, u.kmsfs(m.lower, "fsck", cipher))
+		must(t, u.kmsfs(m.lower, "mount", cipher, m.top))
+		for _, f := range u.compare(m.top) {
+			t.Error(f)
+		}
+		must(t, u.kmsfs(m.lower, "umount", m.top))
 	}
-	u.cut(t, image, n)
+
+	// A file, one of several names of another, and a directory that has one name of several.
+	protected := []string{"dir0/file0", names(1)[1], "dir3"}
+	fixed := append([]string{"dir0/file0"}, names(1)...)
+	for i := range linked {
+		if slices.ContainsFunc(names(i), func(name string) bool { return strings.HasPrefix(name, "dir3/") }) {
+			fixed = append(fixed, names(i)...)
+		}
+	}
+	for i := range 24 {
+		if i%4 == 3 {
+			fixed = append(fixed, fmt.Sprintf("dir3/file%d", i))
+		}
+	}
+	for _, name := range protected {
+		must(t, run(nil, "chattr", "+i", at(name)))
+	}
+	refused(fixed)
+	for _, name := range protected {
+		must(t, run(nil, "chattr", "-i", at(name)))
+	}
+
+	// What is left finds space, the large file does not.
+	must(t, u.older(m.lower))
+	must(t, u.kmsfs(m.lower, "mount", cipher, m.top)) // which makes the logs, 8 MiB
+	must(t, u.kmsfs(m.lower, "umount", m.top))
+	var fs unix.Statfs_t
+	must(t, unix.Statfs(m.lower, &fs))
+	ballast := filepath.Join(m.lower, "ballast")
+	must(t, run(nil, "fallocate", "-l", fmt.Sprint(int64(fs.Bfree)*fs.Bsize-2<<20), ballast))
+	refused([]string{"large"})
+	must(t, os.Remove(ballast))
+	must(t, u.kmsfs(m.lower, "reencrypt", cipher))
+	for _, f := range u.headers(cipher) {
+		t.Error(f)
+	}
 }
