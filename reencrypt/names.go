@@ -153,7 +153,13 @@ func finish(v *volume.Volume, work *os.File) error {
 		}
 		several = append(several, n)
 	}
-	return x.end(several)
+	if len(several) == 0 {
+		return nil
+	}
+	if err := x.end(several); err != nil {
+		return err
+	}
+	return syncAll(work) // a note must not come back when the files have changed
 }
 
 func readNote(work *os.File, name string) (*replacement, error) {
