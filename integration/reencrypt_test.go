@@ -358,3 +358,50 @@ func TestReencryptRefused(t *testing.T) {
 		t.Error("something has changed")
 	}
 }
+
+// TestReencryptRotated gives a volume another data key, twice, and rewrites its files under the newest: one unwrap for each older data key.
+func TestReencryptRotated(t *testing.T) {
+	k := newKMS(t)
+	v := bareVolume(t)
+	v.ok(t, "init", "--cmk", k.alibaba, "--cmk", k.huawei, v.cipher)
+	for i := range 3 {
+		v.mount(t)
+		must(t, os.Mkdir(filepath.Join(v.plain, fmt.Sprint(i)), 0o755))
+		fill(t, filepath.Join(v.plain, fmt.Sprint(i)), 20)
+		v.umount(t)
+		if i < 2 {
+			v.ok(t, "rotate", v.cipher)
+		}
+	}
+	if n := len(v.keyIDs(t)); n != 3 {
+		t.Fatalf("%d data keys", n)
+	}
+	v.mount(t)
+	want := everything(t, v.plain)
+	v.umount(t)
+	k.ResetCalls()
+	if r := v.reencrypt(t); r.Files == 0 || r.Reencrypted*3 != r.Files*2 {
+		t.Errorf("%+v", r)
+	}
+	if n := k.Count("", "Decrypt", "decrypt-datakey"); n != 3 {
+		t.Errorf("%d unwraps, want 3: of the volume's, of new files', and of the one between", n)
+	}
+	if n := k.Count("", "Encrypt", "encrypt-datakey", "GenerateDataKey", "create-datakey"); n != 0 {
+		t.Errorf("%d wraps", n)
+	}
+	if n := len(v.keyIDs(t)); n != 1 {
+		t.Errorf("%d data keys", n)
+	}
+	v.mount(t)
+	if got := everything(t, v.plain); got != want {
+		t.Errorf("the tree has changed:\n%s", difference(want, got))
+	}
+	v.umount(t)
+	v.ok(t, "fsck", v.cipher)
+}
+
+// TestReencryptPerFile has nothing to do where every file has a data key of its own.
+func TestReencryptPerFile(t *testing.T) {
+	v := newVolume(t, "--data-key", "per-file")
+	v.refused(t, 2, []string{"every file has a data key of its own"}, "reencrypt", v.cipher)
+}

@@ -88,9 +88,14 @@ func Run(ctx context.Context, v *volume.Volume, j *journal.Journal, o Options) (
 	if r.layout, err = v.Layout(); err != nil {
 		return r.report, err
 	}
-	if r.current, err = currentKey(v); err != nil {
+	if v.Header().PerFile {
+		return r.report, volume.ErrPerFile
+	}
+	current, err := v.Current()
+	if err != nil {
 		return r.report, err
 	}
+	r.current = current.KeyID
 	if !o.DryRun {
 		if err := errors.Join(j.Checkpoint(), Recover(v)); err != nil {
 			return r.report, err
@@ -120,19 +125,6 @@ func Run(ctx context.Context, v *volume.Volume, j *journal.Journal, o Options) (
 	}
 	slices.SortFunc(r.report.Stragglers, func(a, b Straggler) int { return strings.Compare(a.Ciphertext, b.Ciphertext) })
 	return r.report, err
-}
-
-// currentKey returns the data key ID of new files.
-func currentKey(v *volume.Volume) (header.ID, error) {
-	raw, _, err := v.NewFile()
-	if err != nil {
-		return header.ID{}, err
-	}
-	h, err := header.Parse(raw)
-	if err != nil {
-		return header.ID{}, err
-	}
-	return h.KeyID, nil
 }
 
 // files walks the tree and looks at all files, several at once.

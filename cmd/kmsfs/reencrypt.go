@@ -56,7 +56,10 @@ func doReencrypt(c *cli.Context) error {
 		return err
 	}
 	result, err := reencryptFiles(c, v, j, dry)
-	if err := errors.Join(err, j.Close()); err != nil {
+	if errors.Is(err, volume.ErrPerFile) {
+		err = fail(exitUsage, "%w, which is as good as any other", err)
+	}
+	if err := errors.Join(currentHint(err), j.Close()); err != nil {
 		return fmt.Errorf("re-encrypt %s: %w", v.Dir(), err)
 	}
 	return printReencrypt(c, v, result)
