@@ -92,6 +92,7 @@ fuzz:
 	$(GO) test -run '^$$' -fuzz '^FuzzParseEncryptionContext$$' -fuzztime $(FUZZTIME) ./keyring
 	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./keyring/local
 	$(GO) test -run '^$$' -fuzz '^FuzzOpen$$' -fuzztime $(FUZZTIME) ./names
+	$(GO) test -run '^$$' -fuzz '^FuzzNote$$' -fuzztime $(FUZZTIME) ./reencrypt
 	$(GO) test -run '^$$' -fuzz '^FuzzSeal$$' -fuzztime $(FUZZTIME) ./names
 	$(GO) test -run '^$$' -fuzz '^FuzzHoleRoot$$' -fuzztime $(FUZZTIME) ./blockcrypt
 	$(GO) test -run '^$$' -fuzz '^FuzzScan$$' -fuzztime $(FUZZTIME) ./blockcrypt

@@ -57,8 +57,8 @@ func (r *run) together(st *unix.Stat_t, path string) []string {
 	return g.paths
 }
 
-// note writes down what is to be moved. It is not durable yet.
-func (n *replacement) note(work *os.File) error {
+// encode returns the note of what is to be moved.
+func (n *replacement) encode() []byte {
 	b := append([]byte(noteMagic), n.old[:]...)
 	b = append(b, n.new[:]...)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(n.paths)))
@@ -67,7 +67,12 @@ func (n *replacement) note(work *os.File) error {
 		b = append(b, path...)
 	}
 	sum := sha256.Sum256(b)
-	b = append(b, sum[:]...)
+	return append(b, sum[:]...)
+}
+
+// note writes down what is to be moved. It is not durable yet.
+func (n *replacement) note(work *os.File) error {
+	b := n.encode()
 	if len(b) > maxNote {
 		return fmt.Errorf("it has too many names: %d", len(n.paths))
 	}
@@ -84,7 +89,7 @@ func (n *replacement) note(work *os.File) error {
 
 var errNote = errors.New("not a note of names")
 
-// parseNote is the inverse of note. Lengths are checked before they are used.
+// parseNote is the inverse of encode. Lengths are checked before they are used.
 func parseNote(b []byte) (*replacement, error) {
 	if len(b) < noteFixed+sha256.Size || len(b) > maxNote || string(b[:8]) != noteMagic {
 		return nil, errNote

@@ -2,6 +2,7 @@ package reencrypt
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -196,4 +197,51 @@ func TestNote(t *testing.T) {
 			t.Errorf("changed at %d: %v", i, err)
 		}
 	}
+}
+
+// TestApart tells when the names of one file cannot be brought together, and does it once they can.
+func TestApart(t *testing.T) {
+	w, r, n := linked(t)
+	half := *n
+	half.paths = names()[:1]
+	must(t, r.exchange.move(&half, n.old, n.new))
+	remove(r.work, n.new.String())
+	block := w.path(".kmsfs/reencrypt/" + n.old.String()) // where the old file would get a name
+	must(t, os.Mkdir(block, 0o700))
+	before := w.state(true)
+	for range 2 {
+		if err := Finish(w.v); !errors.Is(err, ErrApart) || !strings.Contains(err.Error(), "dir/b") {
+			t.Errorf("%v", err)
+		}
+		if _, err := Run(t.Context(), w.v, w.j, Options{}); !errors.Is(err, ErrApart) {
+			t.Errorf("run: %v", err)
+		}
+	}
+	unchanged(t, before, w.state(true))
+	must(t, os.Remove(block))
+	must(t, Finish(w.v))
+	if id := w.together(); id != n.old {
+		t.Errorf("the names are those of file %v, want %v", id, n.old)
+	}
+}
+
+func FuzzNote(f *testing.F) {
+	n := &replacement{old: header.NewID(), new: header.NewID(), paths: names()}
+	f.Add(n.encode())
+	f.Add((&replacement{}).encode())
+	f.Add([]byte(noteMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, b := range [][]byte{b, sealNote(b)} {
+			if n, err := parseNote(b); err == nil && !bytes.Equal(n.encode(), b) {
+				t.Errorf("%x comes back as %x", b, n.encode())
+			}
+		}
+	})
+}
+
+// sealNote gives a note the digest that it should have.
+func sealNote(b []byte) []byte {
+	b = append([]byte(noteMagic), b...)
+	sum := sha256.Sum256(b)
+	return append(b, sum[:]...)
 }
