@@ -16,6 +16,7 @@ import (
 	"log"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -130,7 +131,11 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 		opts.Options = append(opts.Options, "ro")
 		opts.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
 	}
+	procs := runtime.GOMAXPROCS(0)
 	srv, err := fuse.NewServer(f, mountpoint, opts)
+	// As many goroutines as that, and one more, wait in reads of /dev/fuse. Each goes on at once if it kept its P meanwhile; were there more
+	// of them than Ps, one would sleep until the scheduler's monitor has taken a P from another. The last P is for everything else.
+	runtime.GOMAXPROCS(procs + 2)
 	if err != nil {
 		f.close()
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
