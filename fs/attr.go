@@ -58,6 +58,10 @@ func (f *FS) stat(n *node, st *unix.Stat_t) error {
 		*st = *last
 		return nil
 	}
+	if d := f.dirs.cached(n); d != nil {
+		defer f.dirs.release(d)
+		return unix.Fstat(d.fd, st)
+	}
 	return f.at(n, func(d *dir, e names.Entry) error {
 		if err := f.statEntry(d, e.Disk, st); err != nil {
 			return err

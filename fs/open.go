@@ -255,27 +255,34 @@ func (f *FS) upgrade(n *node) error {
 // Create implements [fuse.RawFileSystem]. A new file is 0 bytes long; its header comes with its first bytes.
 func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	mode := f.mode(in.NodeId, in.Mode&07777, in.Umask)
-	fd := -1
-	s := f.makeEntry(&in.InHeader, name, mode|unix.S_IFREG, &out.EntryOut, func(d *dir, disk string) (err error) {
-		// The kernel asks only where it knows of no such entry, and holds the directory's lock.
-		fd, err = unix.Openat(d.fd, disk, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_NOATIME|unix.O_CLOEXEC, mode)
-		return err
-	})
-	if s != fuse.OK {
-		if fd >= 0 {
-			unix.Close(fd)
+	f.renames.RLock()
+	defer f.renames.RUnlock()
+	return status(f.inDir(f.nodes.get(in.NodeId), name, func(d *dir, e names.Entry) error {
+		if err := f.addSideLinks(d, e); err != nil {
+			return err
 		}
-		return s
-	}
-	s = f.created(cancel, f.nodes.get(out.NodeId), fd, out)
-	if s != fuse.OK {
-		f.Unlink(cancel, &in.InHeader, name) // the kernel goes on believing that there is no such entry
-	}
-	return s
+		// The kernel asks only where it knows of no such entry, and holds the directory's lock.
+		fd, err := unix.Openat(d.fd, e.Disk, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_NOATIME|unix.O_CLOEXEC, mode)
+		if err != nil {
+			f.dropSideLinks(d, e)
+			return err
+		}
+		if err := f.created(cancel, in.Caller, link{d.node, name}, d, fd, out); err != nil {
+			f.undo(d, e, unix.S_IFREG) // the kernel goes on believing that there is no such entry
+			return err
+		}
+		return nil
+	}))
 }
 
-// created makes fd, a new and empty file, the content of n.
-func (f *FS) created(cancel <-chan struct{}, n *node, fd int, out *fuse.CreateOut) fuse.Status {
+// created gives fd, a new and empty file in d, to the caller and answers with it. It takes fd over. No name in at means that it has none.
+func (f *FS) created(cancel <-chan struct{}, c fuse.Caller, at link, d *dir, fd int, out *fuse.CreateOut) error {
+	var st unix.Stat_t
+	if err := f.giveFdTo(c, d.fd, fd, &st); err != nil {
+		unix.Close(fd)
+		return err
+	}
+	n := f.nodes.look(&st, at)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open != nil {
@@ -284,14 +291,18 @@ func (f *FS) created(cancel <-chan struct{}, n *node, fd int, out *fuse.CreateOu
 	} else {
 		o, err := f.newOpen(interrupt(cancel), n, fd, true)
 		if err != nil {
+			if at.parent != nil {
+				f.nodes.unlinked(n, at, true)
+			}
 			f.nodes.forget(n.id, 1)
-			return status(err)
+			return err
 		}
 		n.open = o
 	}
 	n.open.refs++
+	f.entryOut(n, &st, d, "", &out.EntryOut)
 	out.OpenFlags = openFlags(true)
-	return fuse.OK
+	return nil
 }
 
 // Tmpfile implements [fuse.RawFileSystem]: a file without a name.
@@ -307,27 +318,16 @@ func (f *FS) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.Create
 	if err != nil {
 		return status(err)
 	}
-	var st unix.Stat_t
-	err = f.giveFdTo(in.Caller, d.fd, fd)
-	if err == nil {
-		err = unix.Fstat(fd, &st)
-	}
-	if err != nil {
-		unix.Close(fd)
-		return status(err)
-	}
-	n := f.nodes.look(&st, link{})
-	f.entryOut(n, &st, d, "", &out.EntryOut)
-	return f.created(cancel, n, fd, out)
+	return status(f.created(cancel, in.Caller, link{}, d, fd, out))
 }
 
-// giveFdTo is giveTo for a file without a name.
-func (f *FS) giveFdTo(c fuse.Caller, dirFd, fd int) error {
-	if !f.chown {
-		return nil
+// giveFdTo is giveTo for an open file; it reads the attributes that the file has then.
+func (f *FS) giveFdTo(c fuse.Caller, dirFd, fd int, st *unix.Stat_t) error {
+	if err := unix.Fstat(fd, st); err != nil || !f.chown || st.Uid == c.Uid && st.Gid == c.Gid {
+		return err
 	}
-	var st, parent unix.Stat_t
-	if err := errors.Join(unix.Fstat(fd, &st), unix.Fstat(dirFd, &parent)); err != nil {
+	var parent unix.Stat_t
+	if err := unix.Fstat(dirFd, &parent); err != nil {
 		return err
 	}
 	gid := c.Gid
@@ -337,7 +337,12 @@ func (f *FS) giveFdTo(c fuse.Caller, dirFd, fd int) error {
 	if err := unix.Fchown(fd, int(c.Uid), int(gid)); err != nil {
 		return err
 	}
-	return unix.Fchmod(fd, st.Mode&07777)
+	if st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		if err := unix.Fchmod(fd, st.Mode&07777); err != nil {
+			return err
+		}
+	}
+	return unix.Fstat(fd, st)
 }
 
 // Release implements [fuse.RawFileSystem].
