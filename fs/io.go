@@ -78,7 +78,7 @@ func (f *FS) killPrivileges(n *node, setID bool) error {
 	if o == nil {
 		return unix.EBADF
 	}
-	if !o.killed {
+	if !o.killed && n.attrs != attrsNone {
 		if x, ok := f.names.XattrName(capabilityName); ok {
 			err := unix.Fremovexattr(o.fd, x.Disk)
 			if err == nil {

@@ -285,6 +285,9 @@ func (f *FS) created(cancel <-chan struct{}, c fuse.Caller, at link, d *dir, fd 
 	n := f.nodes.look(&st, at)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if d.acl.Load() == aclNone {
+		n.attrs = attrsNone // nothing to inherit
+	}
 	if n.open != nil {
 		// Somebody who found the entry in a listing was faster.
 		unix.Close(fd)

@@ -110,7 +110,7 @@ func (f *FS) on(n *node, fn func(fd int, disk string, flags int) error) error {
 
 // dropCapability removes the file capabilities of n, as a change of owner does.
 func (f *FS) dropCapability(n *node) error {
-	if n.kind != unix.S_IFREG {
+	if n.kind != unix.S_IFREG || n.bare() {
 		return nil
 	}
 	x, ok := f.names.XattrName(capabilityName)

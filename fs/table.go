@@ -35,8 +35,9 @@ type node struct {
 
 	removed *unix.Stat_t // attributes of what was removed and is not open, for those who still have a path to it
 
-	mu   sync.Mutex
-	open *openFile // guarded by mu; nil while the file is not open
+	mu    sync.Mutex
+	open  *openFile // guarded by mu; nil while the file is not open
+	attrs uint8     // whether it has extended attributes: see FS.bare; guarded by mu
 
 	dir *dir // guarded by dirs.mu; nil while the directory is not held open
 }

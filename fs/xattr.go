@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -13,8 +14,16 @@ import (
 
 const (
 	capabilityName = "security.capability"
+	selinuxName    = "security.selinux"
 	aclAccessName  = "system.posix_acl_access"
 	aclDefaultName = "system.posix_acl_default"
+)
+
+// Values of node.attrs. What is known stays true: every change comes through here.
+const (
+	attrsUnknown = iota
+	attrsNone
+	attrsSome // or there were some
 )
 
 // onPath calls fn with a path to n for the system calls of extended attributes, which know no *at form.
@@ -30,12 +39,11 @@ type xattrCalls struct {
 	list   func(dst []byte) (int, error)
 }
 
-// xattrs calls fn with the way to n's attributes: through its descriptor if it is open.
+// xattrs calls fn with the way to n's attributes: through its descriptor if it is open. n.mu is held meanwhile.
 func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 	if n == nil {
 		return unix.ESTALE
 	}
-	defer f.journal.Changed(n.key)
 	open, err := f.withOpen(n, func(o *openFile) error {
 		return fn(xattrCalls{
 			func(name string, dst []byte) (int, error) { return unix.Fgetxattr(o.fd, name, dst) },
@@ -48,6 +56,8 @@ func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 		return err
 	}
 	return f.onPath(n, func(path string) error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		return fn(xattrCalls{
 			func(name string, dst []byte) (int, error) { return unix.Lgetxattr(path, name, dst) },
 			func(name string, value []byte, flags int) error { return unix.Lsetxattr(path, name, value, flags) },
@@ -55,6 +65,43 @@ func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 			func(dst []byte) (int, error) { return unix.Llistxattr(path, dst) },
 		})
 	})
+}
+
+// changeXattrs is xattrs for a change.
+func (f *FS) changeXattrs(n *node, fn func(x xattrCalls) error) error {
+	return f.xattrs(n, func(c xattrCalls) error {
+		defer f.journal.Changed(n.key)
+		n.attrs = attrsSome
+		return fn(c)
+	})
+}
+
+// bare reports whether n is known to have no extended attributes.
+func (n *node) bare() bool {
+	if n == nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.attrs == attrsNone
+}
+
+// lookForAttrs finds out whether n has attributes, if nobody has looked yet, and reports whether it has none. n.mu is held.
+func (n *node) lookForAttrs(c xattrCalls) (none bool) {
+	if n.attrs == attrsUnknown {
+		n.attrs = attrsSome
+		var buf [256]byte
+		if m, err := c.list(buf[:]); err == nil && !slices.ContainsFunc(strings.Split(string(buf[:m]), "\x00"), isAttribute) {
+			n.attrs = attrsNone
+		}
+	}
+	return n.attrs == attrsNone
+}
+
+// isAttribute reports whether a stored attribute is one of a file's, and not one of the volume or of the file system below.
+func isAttribute(disk string) bool {
+	_, ok := names.IsXattr(disk)
+	return ok || isACL(disk)
 }
 
 // noAttribute is the error for a name that no attribute can have here: one that ends with its namespace, or in a namespace that there is not.
@@ -83,32 +130,45 @@ func whole(get func(dst []byte) (int, error)) ([]byte, error) {
 
 func isACL(name string) bool { return name == aclAccessName || name == aclDefaultName }
 
-// GetXAttr implements [fuse.RawFileSystem].
+// GetXAttr implements [fuse.RawFileSystem]. The kernel asks at every first write (for file capabilities), and ls for every file; most files have
+// no attributes at all, which is remembered.
 func (f *FS) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	n := f.nodes.get(in.NodeId)
-	var value []byte
-	x, stored := f.names.XattrName(name)
-	err := f.xattrs(n, func(c xattrCalls) (err error) {
-		disk := x.Disk
-		switch {
-		case isACL(name):
-			disk = name
-		case !stored:
-			return noAttribute(name)
-		}
-		value, err = whole(func(dst []byte) (int, error) { return c.get(disk, dst) })
-		return err
-	})
-	if err == nil && stored {
-		value, err = f.names.OpenXattr(x, value)
-		if err != nil {
-			return 0, f.fail(n, "read attribute of", err)
-		}
+	value, err := f.getXattr(f.nodes.get(in.NodeId), name)
+	if err == unix.ENODATA && name == selinuxName {
+		// As on any file system without labels: programs that want to show them ask once, and not for every file.
+		err = unix.EOPNOTSUPP
 	}
 	if err != nil {
 		return 0, status(err)
 	}
 	return fit(value, dest)
+}
+
+func (f *FS) getXattr(n *node, name string) (value []byte, err error) {
+	if !isACL(name) && !names.Stores(name) {
+		return nil, noAttribute(name)
+	}
+	if n.bare() {
+		return nil, unix.ENODATA
+	}
+	x, stored := f.names.XattrName(name)
+	if !stored {
+		x.Disk = name
+	}
+	err = f.xattrs(n, func(c xattrCalls) (err error) {
+		if n.lookForAttrs(c) {
+			return unix.ENODATA
+		}
+		value, err = whole(func(dst []byte) (int, error) { return c.get(x.Disk, dst) })
+		return err
+	})
+	if err != nil || !stored {
+		return value, err
+	}
+	if value, err = f.names.OpenXattr(x, value); err != nil {
+		f.fail(n, "read attribute of", err)
+	}
+	return value, err
 }
 
 // fit answers a request for an attribute or a list: an empty dest asks for the size only.
@@ -123,7 +183,11 @@ func fit(value, dest []byte) (uint32, fuse.Status) {
 // ListXAttr implements [fuse.RawFileSystem]. Attributes that this volume did not seal are left out.
 func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	var list bytes.Buffer
-	err := f.xattrs(f.nodes.get(in.NodeId), func(c xattrCalls) error {
+	n := f.nodes.get(in.NodeId)
+	err := f.xattrs(n, func(c xattrCalls) error {
+		if n.lookForAttrs(c) {
+			return nil
+		}
 		raw, err := whole(c.list)
 		if err != nil {
 			return err
@@ -167,7 +231,7 @@ func (f *FS) attributeName(c xattrCalls, disk string) (string, bool) {
 // SetXAttr implements [fuse.RawFileSystem].
 func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
 	n := f.nodes.get(in.NodeId)
-	return status(f.xattrs(n, func(c xattrCalls) error {
+	return status(f.changeXattrs(n, func(c xattrCalls) error {
 		if isACL(name) {
 			defer f.aclChanged(n)
 			return c.set(name, data, int(in.Flags))
@@ -177,7 +241,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data 
 			return noAttribute(name)
 		}
 		if name == capabilityName && n.open != nil {
-			n.open.killed = false // xattrs holds n.mu while the file is open
+			n.open.killed = false
 		}
 		return c.set(x.Disk, f.names.SealXattr(x, data), int(in.Flags))
 	}))
@@ -194,7 +258,7 @@ func (f *FS) aclChanged(n *node) {
 // RemoveXAttr implements [fuse.RawFileSystem].
 func (f *FS) RemoveXAttr(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	n := f.nodes.get(in.NodeId)
-	return status(f.xattrs(n, func(c xattrCalls) error {
+	return status(f.changeXattrs(n, func(c xattrCalls) error {
 		if isACL(name) {
 			defer f.aclChanged(n)
 			return c.remove(name)

@@ -19,19 +19,20 @@ type Xattr struct {
 	hashed bool // Disk is a digest: the value tells the name
 }
 
-// XattrName returns how the attribute called full is stored; ok is false if its namespace is not.
-func (k *Keys) XattrName(full string) (x Xattr, ok bool) {
+// Stores reports whether the namespace of the attribute called full is stored.
+func Stores(full string) bool {
 	namespace, rest, _ := strings.Cut(full, ".")
-	if rest == "" || len(full) > maxName {
+	return rest != "" && len(full) <= maxName && (namespace == "user" || namespace == "trusted" || namespace == "security")
+}
+
+// XattrName returns how the attribute called full is stored; ok is false unless [Stores] holds for it.
+func (k *Keys) XattrName(full string) (x Xattr, ok bool) {
+	if !Stores(full) {
 		return x, false
 	}
 	prefix := trustedPrefix
-	switch namespace {
-	case "user":
+	if strings.HasPrefix(full, "user.") {
 		prefix = userPrefix
-	case "trusted", "security":
-	default:
-		return x, false
 	}
 	e := strict.EncodeToString(seal(k.xattrs, []byte(full), []byte("name")))
 	x = Xattr{Disk: prefix + e, full: full}
