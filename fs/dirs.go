@@ -21,7 +21,8 @@ type dir struct {
 	fd   int      // O_PATH: for *at calls only
 	id   [16]byte // directory ID, docs/format.md section 7.1; unused with plaintext names
 
-	acl atomic.Int32 // whether it has a default ACL: see FS.inherits
+	acl     atomic.Int32 // whether it has a default ACL: see FS.inherits
+	listing listing
 
 	refs int           // guarded by dirs.mu
 	elem *list.Element // in dirs.lru; guarded by dirs.mu; nil when dropped from the cache
@@ -218,8 +219,14 @@ func (c *dirs) dropLocked(d *dir) {
 	d.elem = nil
 	d.node.dir = nil
 	if d.refs == 0 {
-		unix.Close(d.fd)
+		d.close()
 	}
+}
+
+// close closes what d holds open; nobody uses it any more.
+func (d *dir) close() {
+	d.listing.close()
+	unix.Close(d.fd)
 }
 
 // release says that the caller no longer uses d.
@@ -228,7 +235,7 @@ func (c *dirs) release(d *dir) {
 	defer c.mu.Unlock()
 	d.refs--
 	if d.refs == 0 && d.elem == nil {
-		unix.Close(d.fd)
+		d.close()
 	}
 }
 

@@ -73,7 +73,8 @@ type FS struct {
 	journal *journal.Journal
 	nodes   table
 	dirs    dirs
-	handles handles
+
+	opensDirs bool // the kernel can open directories without asking; set before the first request but INIT
 
 	stopped atomic.Bool // files' contents are not to be had, see Server.Stop
 
@@ -103,7 +104,6 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 		chown:         os.Geteuid() == 0,
 		log:           c.Logger,
 	}
-	f.handles.open = make(map[uint64]*dirHandle)
 	if err := f.openRoot(); err != nil {
 		return nil, err
 	}
@@ -165,6 +165,11 @@ func (f *FS) close() {
 		f.log.Error("cannot put all changes in place; the next mount will", "volume", f.vol.Dir(), "err", err)
 	}
 	f.dirs.closeAll()
+}
+
+// Init implements [fuse.RawFileSystem].
+func (f *FS) Init(srv *fuse.Server) {
+	f.opensDirs = srv.KernelSettings().Flags64()&fuse.CAP_NO_OPENDIR_SUPPORT != 0
 }
 
 // String names the file system in go-fuse's messages.

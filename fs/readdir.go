@@ -13,70 +13,70 @@ import (
 	"github.com/kmsfs/kmsfs/volume"
 )
 
-// A dirHandle is a directory that somebody lists.
-type dirHandle struct {
-	node *node
-
+// A listing is how far somebody has listed a directory. Kernels from 5.1 on open directories without asking, so that there is nothing to keep it by but the
+// directory: two that list it at once go on from each other's place, or seek.
+type listing struct {
 	mu   sync.Mutex
-	fd   int
+	fd   int    // 0 while nobody lists; guarded by mu
 	buf  []byte // entries as getdents64 returned them; guarded by mu
 	rest []byte // what of buf is not consumed yet; guarded by mu
 	last uint64 // offset behind the entry that was returned last; guarded by mu
 }
 
-// handles gives open directories their numbers.
-type handles struct {
-	mu   sync.Mutex
-	next uint64
-	open map[uint64]*dirHandle
+// at opens the directory pathFd, if need be, and goes to an offset. l.mu is held.
+func (l *listing) at(pathFd int, off uint64) error {
+	if l.fd == 0 {
+		fd, err := unix.Openat(pathFd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		l.fd, l.buf = fd, make([]byte, 32<<10)
+	}
+	if off == l.last && off != 0 {
+		return nil // from the start, a listing is always read anew
+	}
+	l.rest, l.last = nil, off
+	_, err := unix.Seek(l.fd, int64(off), 0)
+	return err
 }
 
-func (h *handles) get(id uint64) *dirHandle {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.open[id]
+// close ends the listing; whoever goes on with it opens the directory again. l.mu is held, or nobody has the directory any more.
+func (l *listing) close() {
+	if l.fd != 0 {
+		unix.Close(l.fd)
+	}
+	l.fd, l.buf, l.rest, l.last = 0, nil, nil, 0
 }
 
-// OpenDir implements [fuse.RawFileSystem]. The kernel may keep the listing: it knows of every change.
-func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	n := f.nodes.get(in.NodeId)
+// OpenDir implements [fuse.RawFileSystem]. The kernel need not ask, and keeps what it has listed: it knows of every change.
+func (f *FS) OpenDir(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if f.opensDirs {
+		return fuse.ENOSYS // which it takes for "do not ask again"
+	}
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_CACHE_DIR
+	return fuse.OK
+}
+
+// ReleaseDir implements [fuse.RawFileSystem].
+func (f *FS) ReleaseDir(*fuse.ReleaseIn) {}
+
+// FsyncDir implements [fuse.RawFileSystem].
+func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	f.renames.RLock()
 	defer f.renames.RUnlock()
-	d, err := f.dir(n)
-	if err != nil {
-		return status(f.dirFailed(n, err))
+	d, err := f.dir(f.nodes.get(in.NodeId))
+	if err == unix.ESTALE {
+		return fuse.OK // removed: nothing is left to sync
+	} else if err != nil {
+		return status(err)
 	}
 	defer f.dirs.release(d)
 	fd, err := unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return status(err)
 	}
-	f.handles.mu.Lock()
-	defer f.handles.mu.Unlock()
-	f.handles.next++
-	f.handles.open[f.handles.next] = &dirHandle{node: n, fd: fd}
-	out.Fh = f.handles.next
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_CACHE_DIR
-	return fuse.OK
-}
-
-// ReleaseDir implements [fuse.RawFileSystem].
-func (f *FS) ReleaseDir(in *fuse.ReleaseIn) {
-	f.handles.mu.Lock()
-	defer f.handles.mu.Unlock()
-	if h := f.handles.open[in.Fh]; h != nil {
-		unix.Close(h.fd)
-		delete(f.handles.open, in.Fh)
-	}
-}
-
-// FsyncDir implements [fuse.RawFileSystem].
-func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	h := f.handles.get(in.Fh)
-	if h == nil {
-		return fuse.EBADF
-	}
-	return status(again(func() error { return unix.Fsync(h.fd) }))
+	defer unix.Close(fd)
+	return status(again(func() error { return unix.Fsync(fd) }))
 }
 
 // ReadDir implements [fuse.RawFileSystem].
@@ -108,50 +108,45 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 // list hands the entries of an open directory to add, from the requested offset on, until it refuses one. Names come from the
 // directory alone: no file is opened.
 func (f *FS) list(in *fuse.ReadIn, add func(d *dir, e dirent, name string) bool) fuse.Status {
-	h := f.handles.get(in.Fh)
-	if h == nil {
-		return fuse.EBADF
-	}
+	n := f.nodes.get(in.NodeId)
 	f.renames.RLock()
 	defer f.renames.RUnlock()
-	d, err := f.dir(h.node)
+	d, err := f.dir(n)
 	if err == unix.ESTALE {
 		return fuse.OK // removed: nothing is left to list
 	} else if err != nil {
-		return status(err)
+		return status(f.dirFailed(n, err))
 	}
 	defer f.dirs.release(d)
 
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if in.Offset != h.last {
-		if _, err := unix.Seek(h.fd, int64(in.Offset), 0); err != nil {
-			return status(err)
-		}
-		h.rest, h.last = nil, in.Offset
+	l := &d.listing
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.at(d.fd, in.Offset); err != nil {
+		return status(err)
 	}
 	for {
-		if len(h.rest) == 0 {
-			if h.buf == nil {
-				h.buf = make([]byte, 32<<10)
-			}
-			n, err := unix.Getdents(h.fd, h.buf)
+		if len(l.rest) == 0 {
+			n, err := unix.Getdents(l.fd, l.buf)
 			if err != nil {
 				return status(err)
 			}
 			if n == 0 {
+				if in.Offset == l.last {
+					l.close() // the kernel has all of it
+				}
 				return fuse.OK
 			}
-			h.rest = h.buf[:n]
+			l.rest = l.buf[:n]
 		}
-		e, size := parseDirent(h.rest)
+		e, size := parseDirent(l.rest)
 		if name, ok := f.plainName(d, e.disk); ok {
 			if !add(d, e, name) {
 				return fuse.OK
 			}
-			h.last = e.off
+			l.last = e.off
 		}
-		h.rest = h.rest[size:]
+		l.rest = l.rest[size:]
 	}
 }
 
