@@ -74,7 +74,10 @@ type FS struct {
 	nodes   table
 	dirs    dirs
 
-	opensDirs bool // the kernel can open directories without asking; set before the first request but INIT
+	srv       *fuse.Server // set, as is opensDirs, before any request but INIT
+	opensDirs bool         // the kernel can open directories without asking
+
+	prefills sync.Pool // of *[maxPrefill]byte
 
 	stopped atomic.Bool // files' contents are not to be had, see Server.Stop
 
@@ -104,6 +107,7 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 		chown:         os.Geteuid() == 0,
 		log:           c.Logger,
 	}
+	f.prefills.New = func() any { return new([maxPrefill]byte) }
 	if err := f.openRoot(); err != nil {
 		return nil, err
 	}
@@ -169,6 +173,7 @@ func (f *FS) close() {
 
 // Init implements [fuse.RawFileSystem].
 func (f *FS) Init(srv *fuse.Server) {
+	f.srv = srv
 	f.opensDirs = srv.KernelSettings().Flags64()&fuse.CAP_NO_OPENDIR_SUPPORT != 0
 }
 

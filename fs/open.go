@@ -37,7 +37,9 @@ func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	} else if err != nil {
 		return f.fail(n, "open", err)
 	}
-	out.OpenFlags = openFlags(write)
+	if out.OpenFlags = openFlags(write); !write {
+		f.prefill(n)
+	}
 	return fuse.OK
 }
 
@@ -47,6 +49,33 @@ func openFlags(write bool) uint32 {
 		return fuse.FOPEN_KEEP_CACHE
 	}
 	return fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+}
+
+// maxPrefill is the size, in bytes, of the largest file that is given to the kernel when it is opened.
+const maxPrefill = 64 << 10
+
+// prefill gives the content of a small file to the kernel's page cache before its first reader asks for it, who then asks for nothing. It is done once: what the
+// kernel drops later it reads again. What is damaged is left for the reader to find.
+//
+// The kernel takes the bytes over whatever it has, so nobody else may have the file open: what a writer changed meanwhile would be lost to
+// readers. While n.mu is held, nobody can become one.
+func (f *FS) prefill(n *node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	o := n.open
+	if n.prefilled || o == nil || o.refs != 1 || f.stopped.Load() {
+		return
+	}
+	size := o.data.Size()
+	if size == 0 || size > maxPrefill {
+		return
+	}
+	n.prefilled = true
+	buf := f.prefills.Get().(*[maxPrefill]byte)
+	defer f.prefills.Put(buf)
+	if m, err := o.data.ReadAt(buf[:size], 0); int64(m) == size && (err == nil || err == io.EOF) {
+		f.srv.InodeNotifyStoreCache(n.id, 0, buf[:m])
+	}
 }
 
 // acquire returns the content of n for one more user, who calls release.
@@ -304,6 +333,7 @@ func (f *FS) created(cancel <-chan struct{}, c fuse.Caller, at link, d *dir, fd 
 	}
 	n.open.refs++
 	f.entryOut(n, &st, d, "", &out.EntryOut)
+	n.prefilled = true // the kernel keeps what is written
 	out.OpenFlags = openFlags(true)
 	return nil
 }

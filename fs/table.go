@@ -37,7 +37,9 @@ type node struct {
 
 	mu    sync.Mutex
 	open  *openFile // guarded by mu; nil while the file is not open
-	attrs uint8     // whether it has extended attributes: see FS.bare; guarded by mu
+	attrs uint8     // whether it has extended attributes, see lookForAttrs; guarded by mu
+
+	prefilled bool // the kernel was given the content, see FS.prefill; guarded by mu
 
 	dir *dir // guarded by dirs.mu; nil while the directory is not held open
 }
