@@ -26,7 +26,7 @@ type listing struct {
 // at opens the directory pathFd, if need be, and goes to an offset. l.mu is held.
 func (l *listing) at(pathFd int, off uint64) error {
 	if l.fd == 0 {
-		fd, err := unix.Openat(pathFd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := openDot(pathFd)
 		if err != nil {
 			return err
 		}
@@ -62,21 +62,31 @@ func (f *FS) ReleaseDir(*fuse.ReleaseIn) {}
 
 // FsyncDir implements [fuse.RawFileSystem].
 func (f *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	f.renames.RLock()
-	defer f.renames.RUnlock()
-	d, err := f.dir(f.nodes.get(in.NodeId))
+	fd, err := f.openListed(f.nodes.get(in.NodeId))
 	if err == unix.ESTALE {
 		return fuse.OK // removed: nothing is left to sync
 	} else if err != nil {
 		return status(err)
 	}
-	defer f.dirs.release(d)
-	fd, err := unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return status(err)
-	}
 	defer unix.Close(fd)
 	return status(again(func() error { return unix.Fsync(fd) }))
+}
+
+// openListed opens the directory n for more than *at calls.
+func (f *FS) openListed(n *node) (fd int, err error) {
+	f.renames.RLock()
+	defer f.renames.RUnlock()
+	d, err := f.dir(n)
+	if err != nil {
+		return -1, err
+	}
+	defer f.dirs.release(d)
+	return openDot(d.fd)
+}
+
+// openDot opens a directory that is open for *at calls only.
+func openDot(pathFd int) (fd int, err error) {
+	return unix.Openat(pathFd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
 // ReadDir implements [fuse.RawFileSystem].

@@ -190,7 +190,7 @@ func (f *FS) removeDirID(parent int, disk string) error {
 
 // isEmpty reports whether the directory holds nothing but side links.
 func (f *FS) isEmpty(pathFd int) (bool, error) {
-	fd, err := unix.Openat(pathFd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := openDot(pathFd)
 	if err != nil {
 		return false, err
 	}
