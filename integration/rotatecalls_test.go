@@ -1,7 +1,10 @@
 package integration
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -83,5 +86,15 @@ func TestRotateCalls(t *testing.T) {
 	c.ok(t, "rewrap", "--add", c.cmks[2], c.cipher)
 	if n := c.Count("", "Encrypt", "encrypt-datakey"); n != 3 {
 		t.Errorf("rewrap: %d wraps, want one for each data key: %+v", n, c.Calls())
+	}
+	// The check of CMKs looks at the data key of new files, too.
+	c.ok(t, "keyring", "check", c.cipher)
+	path := filepath.Join(c.cipher, ".kmsfs/current")
+	raw, err := os.ReadFile(path)
+	must(t, err)
+	raw[bytes.Index(raw, []byte(c.cmks[0]))+len(c.cmks[0])+50] ^= 1 // in what the first CMK has wrapped
+	must(t, os.WriteFile(path, raw, 0o600))
+	if r := c.run(t, "keyring", "check", c.cipher); r.code != 6 || !strings.Contains(r.stdout, "does not authenticate") || !strings.Contains(r.stdout, "is not what the CMK wrapped") {
+		t.Errorf("keyring check: exit code %d\n%s%s", r.code, r.stdout, r.stderr)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 	"github.com/kmsfs/kmsfs/keyring/failover"
@@ -130,18 +131,26 @@ func doCheck(c *cli.Context) error {
 	return fail(exitSomeCMKs, "%d of %d CMKs cannot be used", bad, len(rows))
 }
 
-// opens lets one CMK open a volume, and says why it does not.
+// opens lets one CMK open a volume, with the data key of new files if that is another one, and says why it does not.
 func opens(c *cli.Context, k keyring.Keyring, v *volume.Volume) error {
-	h := v.Header()
-	dk, err := k.DecryptDataKey(c.Context, h.EDKs, h.Context)
-	if errors.Is(err, keyring.ErrNoMatch) {
-		return fmt.Errorf("%w: the volume's data key is not wrapped by this CMK", err)
+	headers := []*header.Header{v.Header()}
+	if h, _ := v.Current(); h.Kind == header.Current {
+		headers = append(headers, h)
 	}
-	if err != nil {
-		return err
+	for _, h := range headers {
+		dk, err := k.DecryptDataKey(c.Context, h.EDKs, h.Context)
+		if errors.Is(err, keyring.ErrNoMatch) {
+			return fmt.Errorf("%w: the volume's data key is not wrapped by this CMK", err)
+		}
+		if err == nil {
+			err = h.Verify(dk)
+		}
+		dk.Wipe()
+		if err != nil {
+			return err
+		}
 	}
-	defer dk.Wipe()
-	return h.Verify(dk)
+	return nil
 }
 
 func printChecked(out io.Writer, rows []checked) error {
