@@ -101,20 +101,7 @@ func form(r *requests.RpcRequest, parameters ...string) {
 
 // Wrap implements [cloud.KMS].
 func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, _ *cloud.KeyInfo, dk keyring.DataKey, digest string) (blob []byte, err error) {
-	_, err = c.do(ctx, cmk, "Encrypt", func(client *sdk.Client) error {
-		r := kms.CreateEncryptRequest()
-		form(r.RpcRequest, "KeyId", cmk.KeyID, "Plaintext", base64.StdEncoding.EncodeToString(dk), "EncryptionContext", encryptionContext(digest))
-		a := kms.CreateEncryptResponse()
-		if err := client.DoAction(r, a); err != nil {
-			return err
-		}
-		if err := sameKey(cmk, a.KeyId, cloud.BadAnswer); err != nil {
-			return err
-		}
-		blob, err = wrapped(a.CiphertextBlob)
-		return err
-	})
-	return blob, err
+	return c.encrypt(ctx, cmk, dk, digest)
 }
 
 // Generate implements [cloud.KMS].
@@ -140,18 +127,8 @@ func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest s
 
 // Unwrap implements [cloud.KMS].
 func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size int, digest string) (dk keyring.DataKey, err error) {
-	_, err = c.do(ctx, cmk, "Decrypt", func(client *sdk.Client) error {
-		r := kms.CreateDecryptRequest()
-		form(r.RpcRequest, "CiphertextBlob", base64.StdEncoding.EncodeToString(blob), "EncryptionContext", encryptionContext(digest))
-		a := kms.CreateDecryptResponse()
-		if err := client.DoAction(r, a); err != nil {
-			return err
-		}
-		// The request does not name the CMK, so the blob may be one of any that the account may use.
-		if err := sameKey(cmk, a.KeyId, cloud.NotWrapped); err != nil {
-			return err
-		}
-		dk, err = dataKey(a.Plaintext, size)
+	err = c.decrypt(ctx, cmk, blob, digest, func(text string) error {
+		dk, err = dataKey(text, size)
 		return err
 	})
 	return dk, err

@@ -30,6 +30,10 @@ type KMS interface {
 	Unwrap(ctx context.Context, cmk CMK, blob []byte, size int, digest string) (keyring.DataKey, error)
 	// DecryptRSA returns the text in a ciphertext of RSAES-OAEP with SHA-256. The version may be empty.
 	DecryptRSA(ctx context.Context, cmk CMK, version string, ciphertext []byte) (text string, err error)
+	// EncryptData encrypts 1 to [keyring.MaxData] bytes under a symmetric CMK.
+	EncryptData(ctx context.Context, cmk CMK, plain []byte, digest string) (sealed []byte, err error)
+	// DecryptData opens what EncryptData made.
+	DecryptData(ctx context.Context, cmk CMK, sealed []byte, digest string) (plain []byte, err error)
 	// Describe returns the state of a CMK, with the public key of an RSA CMK.
 	Describe(ctx context.Context, cmk CMK) (*KeyInfo, Answer, error)
 	// Calls returns how many calls have been sent for a CMK, by the provider's names.

@@ -32,6 +32,10 @@ const (
 	nonceSize, tagSize = 12, 16 // of AES-256-GCM
 
 	maxFile = 256 // bytes; the line has 116
+
+	// What a key that is derived from the CMK is for.
+	wrapLabel = "kmsfs local v1 wrap"
+	dataLabel = "kmsfs local v1 data"
 )
 
 // Errors that callers branch on.
@@ -150,7 +154,7 @@ func (k *Keyring) EncryptDataKey(ctx context.Context, dk keyring.DataKey, ec key
 	}
 	wrapped := make([]byte, saltSize, saltSize+len(dk)+tagSize)
 	rand.Read(wrapped)
-	wrapped = k.aead(wrapped).Seal(wrapped, make([]byte, nonceSize), dk, aad)
+	wrapped = k.aead(wrapLabel, wrapped).Seal(wrapped, make([]byte, nonceSize), dk, aad)
 	return []keyring.EncryptedDataKey{{CMK: k.CMK(), Wrapped: wrapped}}, nil
 }
 
@@ -171,7 +175,7 @@ func (k *Keyring) DecryptDataKey(ctx context.Context, edks []keyring.EncryptedDa
 		}
 		if len(e.Wrapped) >= saltSize {
 			salt, sealed := e.Wrapped[:saltSize], e.Wrapped[saltSize:]
-			if dk, err := k.aead(salt).Open(nil, make([]byte, nonceSize), sealed, aad); err == nil {
+			if dk, err := k.aead(wrapLabel, salt).Open(nil, make([]byte, nonceSize), sealed, aad); err == nil {
 				return dk, nil
 			}
 		}
@@ -180,9 +184,9 @@ func (k *Keyring) DecryptDataKey(ctx context.Context, edks []keyring.EncryptedDa
 	return nil, failure
 }
 
-// aead is the cipher for one wrapped key: its key comes from a random salt and is used once, so its nonce may be zero.
-func (k *Keyring) aead(salt []byte) cipher.AEAD {
-	key, err := hkdf.Key(sha256.New, k.key(), salt, "kmsfs local v1 wrap", 32)
+// aead is the cipher for one wrapped key or one piece of data: its key comes from a random salt and is used once, so its nonce may be zero.
+func (k *Keyring) aead(label string, salt []byte) cipher.AEAD {
+	key, err := hkdf.Key(sha256.New, k.key(), salt, label, 32)
 	if err != nil {
 		panic("local: internal error: " + err.Error())
 	}
