@@ -41,6 +41,10 @@ func (a alibaba) parse(c *call, r *http.Request) {
 	if c.region == "" {
 		c.region = c.params.Get("RegionId")
 	}
+	if secretOperation(c.operation) {
+		c.name = c.params.Get("SecretName")
+		return
+	}
 	c.name = c.params.Get("KeyId")
 	if c.operation == "Decrypt" {
 		c.name = ""
@@ -68,6 +72,9 @@ func (a alibaba) answer(c *call, r *http.Request) (any, *failure) {
 	}
 	if c.operation == "ListKeys" {
 		return a.listKeys(c, cred)
+	}
+	if secretOperation(c.operation) {
+		return a.secretManager(c)
 	}
 	op := map[string]func(*call, *key) (map[string]any, *failure){
 		"GenerateDataKey": a.generate, "GenerateDataKeyWithoutPlaintext": a.generate,

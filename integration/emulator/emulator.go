@@ -1,6 +1,6 @@
 // Package emulator answers as the KMS of Alibaba Cloud and of Huawei Cloud would, over HTTP, for tests and for trying several regions on one computer.
 //
-// An [Emulator] holds CMKs of both clouds. [Emulator.Listen] opens one region of one cloud on an address of its own, so that a region can be slow, wrong
+// An [Emulator] holds CMKs and secrets of both clouds. [Emulator.Listen] opens one region of one cloud on an address of its own, so that a region can be slow, wrong
 // or gone while the others answer. It verifies signatures, dates and nonces, compares encryption contexts, issues expiring credentials as the metadata
 // services of both clouds do, counts the calls, keeps what it received, and does to a call whatever a [Fault] says. CMKs are named by the URIs that kmsfs uses.
 //
@@ -61,15 +61,16 @@ type Emulator struct {
 	script sync.Mutex // serialises changes of the script; taken before mu and before an Endpoint's mu
 
 	mu          sync.Mutex
-	credentials []Credential         // guarded by mu
-	tokens      map[string]time.Time // metadata session tokens and their expiry; guarded by mu
-	nonces      map[string]bool      // seen in Alibaba Cloud's signatures; guarded by mu
-	faults      []*fault             // guarded by mu
-	counts      map[Count]*tally     // by Count without its numbers; guarded by mu
-	plaintexts  map[string]bool      // guarded by mu
-	requests    []*Request           // guarded by mu
-	endpoints   []*Endpoint          // guarded by mu
-	closed      bool                 // guarded by mu
+	credentials []Credential          // guarded by mu
+	tokens      map[string]time.Time  // metadata session tokens and their expiry; guarded by mu
+	nonces      map[string]bool       // seen in Alibaba Cloud's signatures; guarded by mu
+	faults      []*fault              // guarded by mu
+	counts      map[Count]*tally      // by Count without its numbers; guarded by mu
+	plaintexts  map[string]bool       // guarded by mu
+	secrets     map[secretKey]*secret // guarded by mu
+	requests    []*Request            // guarded by mu
+	endpoints   []*Endpoint           // guarded by mu
+	closed      bool                  // guarded by mu
 }
 
 // New returns an emulator that does not listen yet. Close it after use.
@@ -77,7 +78,7 @@ func New(o Options) (*Emulator, error) {
 	e := &Emulator{
 		seed: o.Seed, contexts: o.Contexts, life: o.Life, role: o.Role, tls: o.TLS, now: o.Now,
 		credentials: slices.Clone(o.Credentials), closing: make(chan struct{}),
-		tokens: map[string]time.Time{}, nonces: map[string]bool{}, counts: map[Count]*tally{}, plaintexts: map[string]bool{},
+		tokens: map[string]time.Time{}, nonces: map[string]bool{}, counts: map[Count]*tally{}, plaintexts: map[string]bool{}, secrets: map[secretKey]*secret{},
 	}
 	if e.seed == "" {
 		e.seed = "kmsfs"

@@ -27,7 +27,7 @@ const (
 	Truncate       FaultKind = "truncate"        // half of the right answer
 	Empty          FaultKind = "empty"           // 200 and {}
 	DropField      FaultKind = "drop-field"      // the right answer without Field
-	WrongKeyID     FaultKind = "wrong-key-id"    // the right answer in the name of another CMK
+	WrongKeyID     FaultKind = "wrong-key-id"    // the right answer in the name of another CMK, or another secret
 	WrongDigest    FaultKind = "wrong-digest"    // Huawei Cloud: the right data key, another digest
 	WrongLength    FaultKind = "wrong-length"    // a plaintext one byte short
 	WrongPlaintext FaultKind = "wrong-plaintext" // another plaintext, with the digest that belongs to it
@@ -223,6 +223,7 @@ func (f Fault) falsify(c *call, answer map[string]any) {
 				answer[field] = "00000000-0000-4000-8000-000000000000"
 			}
 		}
+		renameSecret(answer)
 	case WrongDigest:
 		if digest, ok := answer["datakey_dgst"].(string); ok {
 			answer["datakey_dgst"] = hexed(digest, flip)

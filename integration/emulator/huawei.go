@@ -86,6 +86,9 @@ func (h huawei) answer(c *call, r *http.Request) (any, *failure) {
 		return nil, &failure{400, "KMS.0202", "Invalid JSON format of the request message."}
 	}
 	k := h.find(Huawei, c.region, project, c.name)
+	if c.name == "" && req.CipherText != "" && c.operation == "decrypt-data" {
+		return nil, errHuaweiCipher // nothing in it says which CMK it is for
+	}
 	if c.name == "" {
 		return nil, errHuaweiMissing
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"strconv"
+	"strings"
 )
 
 const symmetric = "SYMMETRIC_DEFAULT"
@@ -33,7 +34,7 @@ func (h huawei) encryptData(_ *call, k *key, req huaweiRequest) (map[string]any,
 	if fail := req.algorithm(k); fail != nil {
 		return nil, fail
 	}
-	if len(req.PlainText) < 1 || len(req.PlainText) > 4096 {
+	if len(req.PlainText) < 1 || len(req.PlainText) > 4096 || strings.ContainsAny(req.PlainText, "\r\n") {
 		return nil, &failure{400, "KMS.2101", "Parameter error: plain_text."}
 	}
 	h.saw([]byte(req.PlainText))

@@ -17,7 +17,7 @@ const maxBody = 1 << 20 // more than any call of either cloud
 // A call is one request while it is answered.
 type call struct {
 	provider, region, operation string
-	name                        string // what the request calls its CMK
+	name                        string // what the request calls its CMK, or its secret
 	key                         *key   // the CMK of that name in the region, whoever asks; may be nil
 	id                          string // of the request
 	params                      url.Values
@@ -102,6 +102,8 @@ func (e *Emulator) protocol(c *call, path string) protocol {
 		p, provider = metadata{e}, Huawei
 	case strings.HasPrefix(path, "/v1.0/"):
 		p, provider = huawei{e}, Huawei
+	case strings.HasPrefix(path, "/v1/"):
+		p, provider = csms{huawei{e}}, Huawei
 	case path == "/" || path == "":
 		p = alibaba{e}
 	default:

@@ -71,15 +71,16 @@ func encryptionContext(digest string) string { return `{"kmsfs":"` + digest + `"
 
 // do makes one call with a client of its own, for the SDK's are not safe for two goroutines. It is the SDK's core client: kms.Client has a
 // global endpoint map, and several hundred methods that would all be linked in.
-func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*sdk.Client) error) (cloud.Answer, error) {
-	return c.caller.Do(ctx, cmk, call, func(s cloud.Session) error {
+func (c *Client) do(ctx context.Context, on cloud.Target, call string, send func(*sdk.Client) error) (cloud.Answer, error) {
+	return c.caller.Do(ctx, on, call, func(s cloud.Session) error {
 		config := sdk.NewConfig().WithScheme(strings.ToUpper(s.Endpoint.Scheme)).WithUserAgent("kmsfs")
 		config.Transport = bodyTransport{s.Transport}
+		region, _ := on.Place()
 		var provider credentials.CredentialsProvider = credentials.NewStaticAKCredentialsProvider(s.Credential.ID, s.Credential.Secret)
 		if s.Credential.Token != "" {
 			provider = credentials.NewStaticSTSCredentialsProvider(s.Credential.ID, s.Credential.Secret, s.Credential.Token)
 		}
-		client, err := sdk.NewClientWithOptions(cmk.Region, config, provider)
+		client, err := sdk.NewClientWithOptions(region, config, provider)
 		if err != nil {
 			return err
 		}
@@ -257,6 +258,9 @@ func explain(err error) (status int, code, requestID string, ok bool) {
 
 // kind classifies by code first: the KMS throttles with 400 too, and calls an unknown access key not found.
 func kind(call, code string) (cloud.Kind, bool) {
+	if kind, ok := secretKind(call, code); ok {
+		return kind, true
+	}
 	switch code {
 	case "Rejected.Disabled", "Rejected.PendingImport", "Rejected.Unavailable":
 		return cloud.KeyDisabled, true

@@ -18,10 +18,12 @@ func (c *Client) EncryptData(ctx context.Context, cmk cloud.CMK, plain []byte, d
 // DecryptData implements [cloud.KMS].
 func (c *Client) DecryptData(ctx context.Context, cmk cloud.CMK, sealed []byte, digest string) (plain []byte, err error) {
 	err = c.decrypt(ctx, cmk, sealed, digest, func(text string) error {
-		if plain, err = base64.StdEncoding.DecodeString(text); err != nil {
+		b, err := base64.StdEncoding.DecodeString(text)
+		if err != nil {
 			return cloud.Distrust("its plaintext is not Base64")
 		}
-		return cloud.CheckData(plain)
+		plain, err = cloud.Data(b)
+		return err
 	})
 	return plain, err
 }

@@ -93,6 +93,12 @@ type Session struct {
 	Endpoint   *url.URL
 }
 
+// A Target is what a call is about: a [CMK] or a [Secret].
+type Target interface {
+	String() string                  // the URI, which errors name
+	Place() (region, account string) // account is a project at Huawei
+}
+
 // Calls returns how many calls have been sent for a CMK, by the vendor's names.
 func (c *Caller) Calls(cmk CMK) map[string]int {
 	c.mu.Lock()
@@ -107,18 +113,19 @@ type Answer struct {
 
 // Do makes one call. send builds a client from the session, calls, and checks the answer, for which it may return an [*Error] that has
 // no more than a Kind and an Err. A refused credential is renewed once. The error is an [*Error], or wraps ctx's when the caller gave up.
-func (c *Caller) Do(ctx context.Context, cmk CMK, call string, send func(Session) error) (Answer, error) {
+func (c *Caller) Do(ctx context.Context, on Target, call string, send func(Session) error) (Answer, error) {
 	fail := func(e *Error) (Answer, error) {
-		e.CMK, e.Call = cmk.String(), call
+		e.CMK, e.Call = on.String(), call
+		e.Region, _ = on.Place()
 		if err := ctx.Err(); errors.Is(err, context.Canceled) {
-			return Answer{}, fmt.Errorf("%s: %s: %w", cmk, call, err) // says nothing about the CMK
+			return Answer{}, fmt.Errorf("%s: %s: %w", on, call, err) // says nothing about the CMK
 		}
 		return Answer{}, e
 	}
 	if err := ctx.Err(); err != nil {
-		return Answer{}, fmt.Errorf("%s: %s: %w", cmk, call, err)
+		return Answer{}, fmt.Errorf("%s: %s: %w", on, call, err)
 	}
-	endpoint, err := c.endpoint(cmk)
+	endpoint, err := c.endpoint(on)
 	if err != nil {
 		return fail(&Error{Kind: Unavailable, Err: err})
 	}
@@ -133,7 +140,7 @@ func (c *Caller) Do(ctx context.Context, cmk CMK, call string, send func(Session
 			}
 			return fail(&Error{Kind: Throttled, Err: err})
 		}
-		answer, e := c.once(ctx, cmk, call, Session{Credential: cred, Endpoint: endpoint}, send)
+		answer, e := c.once(ctx, on, call, Session{Credential: cred, Endpoint: endpoint}, send)
 		if e == nil {
 			return answer, nil
 		}
@@ -146,17 +153,18 @@ func (c *Caller) Do(ctx context.Context, cmk CMK, call string, send func(Session
 	}
 }
 
-func (c *Caller) endpoint(cmk CMK) (*url.URL, error) {
-	if s := c.config.Endpoints[cmk.Region]; s != "" {
+func (c *Caller) endpoint(on Target) (*url.URL, error) {
+	region, _ := on.Place()
+	if s := c.config.Endpoints[region]; s != "" {
 		return ParseEndpoint(s)
 	}
-	return &url.URL{Scheme: "https", Host: fmt.Sprintf(c.vendor.Host, cmk.Region)}, nil
+	return &url.URL{Scheme: "https", Host: fmt.Sprintf(c.vendor.Host, region)}, nil
 }
 
-func (c *Caller) once(ctx context.Context, cmk CMK, call string, s Session, send func(Session) error) (_ Answer, e *Error) {
+func (c *Caller) once(ctx context.Context, on Target, call string, s Session, send func(Session) error) (_ Answer, e *Error) {
 	ctx, cancel := context.WithTimeout(ctx, c.config.Timeout)
 	defer cancel()
-	c.count(cmk.String(), call)
+	c.count(on.String(), call)
 	x := &exchange{ctx: ctx, next: c.config.Transport, endpoint: s.Endpoint}
 	s.Transport = x
 	err := guard(send, s)
@@ -164,6 +172,9 @@ func (c *Caller) once(ctx context.Context, cmk CMK, call string, s Session, send
 		return Answer{Skew: x.skew}, nil
 	}
 	e = c.explain(call, err, x)
+	if _, secret := on.(Secret); secret && e.Kind == KeyNotFound && e.Code == "" {
+		e.Kind = SecretNotFound
+	}
 	if e.Status == 0 {
 		e.Status = x.status
 	}

@@ -73,6 +73,9 @@ func (c CMK) String() string {
 	return c.Provider + ":kms:" + c.Region + ":" + c.Account + ":key/" + c.KeyID
 }
 
+// Place implements [Target].
+func (c CMK) Place() (region, account string) { return c.Region, c.Account }
+
 // ParseEndpoint parses the URL of a KMS: https, or http to the machine itself, and nothing after the host. The error wraps
 // [ErrEndpoint].
 func ParseEndpoint(s string) (*url.URL, error) {

@@ -26,11 +26,11 @@ func (k *Keyring) DecryptData(ctx context.Context, sealed []byte, ec keyring.Enc
 	return k.kms.DecryptData(ctx, k.cmk, sealed, hex.EncodeToString(digest[:]))
 }
 
-// CheckData checks the plaintext of small data in an answer.
-func CheckData(b []byte) error {
+// Data checks the plaintext of small data in an answer.
+func Data(b []byte) ([]byte, error) {
 	if len(b) == 0 || len(b) > keyring.MaxData {
 		clear(b)
-		return Distrust(fmt.Sprintf("it has no plaintext of 1 to %d bytes", keyring.MaxData))
+		return nil, Distrust(fmt.Sprintf("it has no plaintext of 1 to %d bytes", keyring.MaxData))
 	}
-	return nil
+	return b, nil
 }

@@ -27,6 +27,9 @@ const (
 	PendingDeletion             // the CMK will be deleted and can be recovered until then
 	KeyNotFound                 // the CMK does not exist, at least not there
 	NotWrapped                  // the EDK or its encryption context is not what the CMK wrapped
+	SecretNotFound              // the secret, or that version of it, does not exist, at least not there
+	SecretDisabled              // the secret is disabled, or will be deleted
+	SecretExists                // there is a secret of that name
 	Refused                     // for another reason; the code says which
 )
 
@@ -44,6 +47,9 @@ var kindText = [...]string{
 	PendingDeletion: "the CMK IS PENDING DELETION: cancel that now, or its wrapped keys are lost",
 	KeyNotFound:     "no such CMK",
 	NotWrapped:      "the wrapped key or its encryption context is not what the CMK wrapped",
+	SecretNotFound:  "no such secret, or not that version of it",
+	SecretDisabled:  "the secret is disabled or pending deletion",
+	SecretExists:    "a secret of that name exists",
 	Refused:         "refused",
 }
 
@@ -58,7 +64,8 @@ func (k Kind) String() string {
 // An Error says how a call to a KMS failed. It unwraps to [keyring.ErrUnavailable] or [keyring.ErrDenied], and to the error of
 // the network or of ctx if there was one. It never holds the text of the KMS's message, which may repeat what was sent.
 type Error struct {
-	CMK       string // the URI
+	CMK       string // the URI of the CMK or the secret
+	Region    string // that was called; may be empty
 	Call      string // as the vendor names it
 	Kind      Kind
 	Status    int           // of HTTP; 0 if there was no answer

@@ -1,7 +1,6 @@
 package huaweikms
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -118,10 +117,12 @@ func (c *Client) decryptText(ctx context.Context, cmk cloud.CMK, text, aad strin
 		if a.PlainText == nil {
 			return cloud.Distrust("it has no plaintext")
 		}
-		if piece, err = base64.StdEncoding.DecodeString(*a.PlainText); err != nil || bytes.ContainsAny([]byte(*a.PlainText), "\r\n") || len(piece) > pieceSize {
+		b, err := base64.StdEncoding.DecodeString(*a.PlainText)
+		if err != nil || len(b) > pieceSize {
 			return cloud.Distrust("its plaintext is not Base64 of one piece")
 		}
-		return cloud.CheckData(piece)
+		piece, err = cloud.Data(b)
+		return err
 	})
 	return piece, err
 }

@@ -67,12 +67,13 @@ func (c *Client) Close() { c.caller.Close() }
 func (c *Client) Calls(cmk cloud.CMK) map[string]int { return c.caller.Calls(cmk) }
 
 // do makes one call with a client of its own, whose credential the SDK cannot change under another call.
-func (c *Client) do(ctx context.Context, cmk cloud.CMK, call string, send func(*core.HcHttpClient) error) (cloud.Answer, error) {
-	return c.caller.Do(ctx, cmk, call, func(s cloud.Session) error {
+func (c *Client) do(ctx context.Context, on cloud.Target, call string, send func(*core.HcHttpClient) error) (cloud.Answer, error) {
+	_, project := on.Place()
+	return c.caller.Do(ctx, on, call, func(s cloud.Session) error {
 		// Without a project the SDK would ask IAM for one.
 		credential, err := basic.NewCredentialsBuilder().
 			WithAk(s.Credential.ID).WithSk(s.Credential.Secret).WithSecurityToken(s.Credential.Token).
-			WithProjectId(cmk.Account).SafeBuild()
+			WithProjectId(project).SafeBuild()
 		if err != nil {
 			return err
 		}
@@ -329,6 +330,10 @@ func kind(_, code string) (cloud.Kind, bool) {
 		return cloud.Throttled, true
 	case "KMS.2201", "KMS.2202", "KMS.2203":
 		return cloud.NotWrapped, true
+	case "CSMS.0005", "CSMS.0106":
+		return cloud.SecretNotFound, true
+	case "CSMS.0103", "CSMS.0107":
+		return cloud.SecretDisabled, true
 	}
 	return 0, false
 }

@@ -1,0 +1,40 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"github.com/kmsfs/kmsfs/keyring/cloud"
+)
+
+func TestRetry(t *testing.T) {
+	passing, lasting := &cloud.Error{Kind: cloud.Throttled}, &cloud.Error{Kind: cloud.NoPermission}
+	for name, c := range map[string]struct {
+		answers []error // the last one again and again
+		calls   int
+		want    error
+	}{
+		"well at once":   {[]error{nil}, 1, nil},
+		"well in time":   {[]error{passing, passing, nil}, 3, nil},
+		"never well":     {[]error{passing}, 4, passing},
+		"no use to wait": {[]error{passing, lasting}, 2, lasting},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			calls := 0
+			err := Retry(t.Context(), func(context.Context) error {
+				calls++
+				return c.answers[min(calls, len(c.answers))-1]
+			})
+			if calls != c.calls || !errors.Is(err, c.want) {
+				t.Errorf("%s: %v after %d calls, want %v after %d", name, err, calls, c.want, c.calls)
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	calls := 0
+	if err := Retry(ctx, func(context.Context) error { calls++; cancel(); return passing }); !errors.Is(err, passing) || calls != 1 {
+		t.Errorf("given up: %v after %d calls", err, calls)
+	}
+}
