@@ -6,7 +6,7 @@ BIN     ?= bin
 BUILD   ?= -trimpath
 TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
-LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck
+LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck ./secrets
 
 .PHONY: all build deps deps-databases demo test check unit race integration sm4 bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
 
@@ -91,6 +91,8 @@ fuzz:
 	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./header
 	$(GO) test -run '^$$' -fuzz '^FuzzParseEncryptionContext$$' -fuzztime $(FUZZTIME) ./keyring
 	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./keyring/local
+	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./secrets
+	$(GO) test -run '^$$' -fuzz '^FuzzEnvelope$$' -fuzztime $(FUZZTIME) ./cmd/kmsfs
 	$(GO) test -run '^$$' -fuzz '^FuzzOpen$$' -fuzztime $(FUZZTIME) ./names
 	$(GO) test -run '^$$' -fuzz '^FuzzNote$$' -fuzztime $(FUZZTIME) ./reencrypt
 	$(GO) test -run '^$$' -fuzz '^FuzzSeal$$' -fuzztime $(FUZZTIME) ./names

@@ -14,3 +14,5 @@ func newAlibaba(c cloud.Config) (opener, error) {
 	}
 	return func(uri string, known *cloud.KeyInfo) (*cloud.Keyring, error) { return alikms.New(client, uri, known) }, nil
 }
+
+func newAlibabaSecrets(c cloud.Config) (secretManager, error) { return alikms.NewClient(c) }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 	"github.com/kmsfs/kmsfs/keyring/creds"
+	"github.com/kmsfs/kmsfs/secrets"
 )
 
 // A cloudSettings is the table of one cloud in the configuration file.
@@ -19,6 +20,14 @@ type cloudSettings struct {
 	Credentials string `toml:"credentials,omitempty"` // path of a credential file
 	Metadata    string `toml:"metadata,omitempty"`    // base URL of the instance's metadata service, or "off"
 	Role        string `toml:"role,omitempty"`        // Alibaba Cloud: RAM role of the instance
+
+	Region  string `toml:"region,omitempty"`  // of secrets
+	Project string `toml:"project,omitempty"` // Huawei Cloud: of secrets
+
+	// An access key for the KMS in place of the instance's own credentials. All but AccessKey must be secrets.
+	AccessKey     string `toml:"access-key,omitempty"`
+	SecretKey     string `toml:"secret-key,omitempty"`
+	SecurityToken string `toml:"security-token,omitempty"`
 }
 
 // An opener returns the keyring on a CMK of one cloud. known is as for [cloud.NewKeyring].
@@ -34,6 +43,9 @@ type provider struct {
 	rate      int    // the cap on calls in a second
 	newKeeper func(creds.Options) (*creds.Keeper, error)
 	newOpener func(cloud.Config) (opener, error)
+
+	secrets    string // scheme of references to secrets
+	newManager func(cloud.Config) (secretManager, error)
 }
 
 // providerOf returns the cloud whose CMK URIs begin so.
@@ -42,16 +54,27 @@ func providerOf(scheme string) provider {
 		return provider{
 			"alibaba", "ALIBABA_CLOUD_CREDENTIALS_FILE", ".alibabacloud/credentials",
 			"ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET", "a RAM role", 200, creds.NewAlibaba, newAlibaba,
+			secrets.Alibaba, newAlibabaSecrets,
 		}
 	}
 	return provider{
 		"huawei", "HUAWEICLOUD_SDK_CREDENTIALS_FILE", ".huaweicloud/credentials",
 		"HUAWEICLOUD_SDK_AK and HUAWEICLOUD_SDK_SK", "an agency", 10, creds.NewHuawei, newHuawei,
+		secrets.CSMS, newHuaweiSecrets,
 	}
 }
 
-// connect returns the opener of a cloud. Its client and its credentials live as long as the process; nothing is asked yet.
-func (p provider) connect(s cloudSettings, endpoints map[string]string, log func() *slog.Logger) (opener, error) {
+// providerOfSecret returns the scheme of CMK URIs of the cloud whose references to secrets begin so.
+func providerOfSecret(scheme string) string {
+	if scheme == secrets.Alibaba {
+		return cloud.Alibaba
+	}
+	return cloud.Huawei
+}
+
+// client returns what a client of the cloud is made with: the instance's own credentials, which live as long as the process, and the endpoints. Nothing is
+// asked yet.
+func (p provider) client(s cloudSettings, endpoints map[string]string, log func() *slog.Logger) (cloud.Config, error) {
 	o := creds.Options{Getenv: os.Getenv, File: s.Credentials, Instance: s.Metadata != "off", Role: s.Role}
 	if o.Instance {
 		o.Metadata = s.Metadata
@@ -62,7 +85,7 @@ func (p provider) connect(s cloudSettings, endpoints map[string]string, log func
 	o.Failed = func(err error) { log().Warn("the credential of "+p.name+" was not renewed", "err", err) }
 	keeper, err := p.newKeeper(o)
 	if err != nil {
-		return nil, err
+		return cloud.Config{}, err
 	}
 	regions := make(map[string]string)
 	for where, to := range endpoints {
@@ -70,18 +93,23 @@ func (p provider) connect(s cloudSettings, endpoints map[string]string, log func
 			regions[region] = to
 		}
 	}
-	return p.newOpener(cloud.Config{Credentials: keeper, Endpoints: regions})
+	return cloud.Config{Credentials: keeper, Endpoints: regions}, nil
 }
 
 // hinted adds to an error what to do about the calls that failed.
 func hinted(err error) error {
 	var hints []string
 	cloudErrors(err, func(e *cloud.Error) {
+		about, check := "", "docs/secrets.md"
 		cmk, bad := cloud.ParseCMK(e.CMK)
-		if bad != nil {
+		if bad == nil {
+			about, check = cmk.Provider, "kmsfs keyring check --cmk "+e.CMK+" says what its user may do; docs/kms.md"
+		} else if ref, err := secrets.Parse(e.CMK); err == nil {
+			about, cmk.Region = providerOfSecret(ref.Scheme), e.Region
+		} else {
 			return
 		}
-		p := providerOf(cmk.Provider)
+		p := providerOf(about)
 		hint := ""
 		switch {
 		case e.Kind == cloud.NoCredential:
@@ -89,7 +117,7 @@ func hinted(err error) error {
 		case errors.As(e.Err, new(*net.DNSError)):
 			hint = fmt.Sprintf("hint: if region %s is right, say where its KMS is: --endpoint %s/%s=https://HOST", cmk.Region, p.name, cmk.Region)
 		case e.Kind == cloud.NoPermission:
-			hint = fmt.Sprintf("hint: kmsfs keyring check --cmk %s says what its user may do; docs/kms.md lists the permissions that are needed", cmk)
+			hint = fmt.Sprintf("hint: %s lists the permissions that are needed", check)
 		default:
 			return
 		}
@@ -107,6 +135,10 @@ func hinted(err error) error {
 func cloudErrors(err error, yield func(*cloud.Error)) {
 	switch e := err.(type) {
 	case *cloud.Error:
+		if inner := new(cloud.Error); errors.As(e.Err, &inner) { // its credential is a secret that cannot be read
+			yield(inner)
+			return
+		}
 		yield(e)
 	case interface{ Unwrap() []error }:
 		for _, err := range e.Unwrap() {

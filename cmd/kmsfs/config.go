@@ -29,8 +29,11 @@ type config struct {
 	DataKey        string            `toml:"data-key,omitempty"`
 	Alibaba        cloudSettings     `toml:"alibaba,omitempty"`
 	Huawei         cloudSettings     `toml:"huawei,omitempty"`
+	Secrets        secretSettings    `toml:"secrets,omitempty"`
 
 	Generation uint64 `toml:"generation,omitempty"` // of a record alone: the newest data key of new files that this machine has seen
+
+	revealed map[string]string // values that were fetched, and the references to them
 }
 
 func configFlag() cli.Flag {

@@ -31,9 +31,14 @@ func TestConfig(t *testing.T) {
 	}
 	all := "cmk = ['local:/a']\nendpoint = ['huawei/r=https://h']\noptions = ['ro']\nlog = '/l'\nforeground = true\ncontext = {k = 'v'}\n" +
 		"algorithm = 'sm4-128-gcm'\nsegment-size = 8192\nplaintext-names = true\ndata-key = 'per-file'\n" +
-		"[alibaba]\ncredentials = '/a'\nmetadata = 'off'\nrole = 'r'\n[huawei]\ncredentials = '/h'\n"
-	want := config{[]string{"local:/a"}, []string{"huawei/r=https://h"}, []string{"ro"}, "/l", true, map[string]string{"k": "v"}, "sm4-128-gcm", 8192, true, "per-file",
-		cloudSettings{"/a", "off", "r"}, cloudSettings{Credentials: "/h"}, 0}
+		"[alibaba]\ncredentials = '/a'\nmetadata = 'off'\nrole = 'r'\nregion = 'r'\naccess-key = 'k'\nsecret-key = 'alibaba-secret://k#s'\nsecurity-token = 'csms://t'\n" +
+		"[huawei]\ncredentials = '/h'\nproject = 'p'\n[secrets]\ninterval = '5m'\n"
+	want := config{
+		CMK: []string{"local:/a"}, Endpoint: []string{"huawei/r=https://h"}, Options: []string{"ro"}, Log: "/l", Foreground: true,
+		Context: map[string]string{"k": "v"}, Algorithm: "sm4-128-gcm", SegmentSize: 8192, PlaintextNames: true, DataKey: "per-file",
+		Alibaba: cloudSettings{Credentials: "/a", Metadata: "off", Role: "r", Region: "r", AccessKey: "k", SecretKey: "alibaba-secret://k#s", SecurityToken: "csms://t"},
+		Huawei:  cloudSettings{Credentials: "/h", Project: "p"}, Secrets: secretSettings{"5m"},
+	}
 	write(t, filepath.Join(dir, "kmsfs.toml"), all, 0o644)
 	if c, err := loadConfig(""); err != nil || !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, %v", c, err)

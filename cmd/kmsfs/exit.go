@@ -13,6 +13,7 @@ import (
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/local"
 	"github.com/kmsfs/kmsfs/reencrypt"
+	"github.com/kmsfs/kmsfs/secrets"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -24,7 +25,7 @@ const (
 	exitNotVolume  = 3 // not a volume, or a file that is no ciphertext
 	exitDamaged    = 4
 	exitVersion    = 5
-	exitCMK        = 6 // no trusted CMK, or it refused, or it cannot be used
+	exitCMK        = 6 // no trusted CMK, or it refused, or it or a secret cannot be used
 	exitInUse      = 7
 	exitMountpoint = 8
 	exitIO         = 9  // the storage below refused
@@ -75,7 +76,7 @@ func exitCode(err error) int {
 		return exitInUse
 	case is(header.ErrVersion):
 		return exitVersion
-	case is(keyring.ErrNoMatch, keyring.ErrUntrusted, keyring.ErrDenied, keyring.ErrUnavailable, local.ErrMode, local.ErrFormat):
+	case is(keyring.ErrNoMatch, keyring.ErrUntrusted, keyring.ErrDenied, keyring.ErrUnavailable, local.ErrMode, local.ErrFormat, secrets.ErrValue):
 		return exitCMK
 	case is(volume.ErrDamaged, volume.ErrCurrent, volume.ErrRolledBack):
 		return exitDamaged

@@ -16,3 +16,5 @@ func newHuawei(c cloud.Config) (opener, error) {
 		return huaweikms.New(client, uri, known)
 	}, nil
 }
+
+func newHuaweiSecrets(c cloud.Config) (secretManager, error) { return huaweikms.NewClient(c) }

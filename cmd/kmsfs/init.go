@@ -82,13 +82,13 @@ func doInit(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := params(c, conf)
-	if err != nil {
-		return err
-	}
 	t, err := newTrust(c, mountOptions{}, conf)
 	if err != nil {
 		return err
+	}
+	p, err := params(c, t.settings)
+	if err != nil {
+		return t.settings.hide(err)
 	}
 	cmks := t.named
 	if len(cmks) == 0 {
@@ -166,17 +166,28 @@ func params(c *cli.Context, conf config) (p volume.Params, err error) {
 		}
 	}
 	if c.IsSet("context") {
-		p.Context = make(keyring.EncryptionContext)
-		for _, kv := range c.StringSlice("context") {
-			k, v, ok := strings.Cut(kv, "=")
-			if _, dup := p.Context[k]; !ok || k == "" || dup {
-				return p, usagef("--context %q is not KEY=VALUE, or its key is given twice", kv)
-			}
-			p.Context[k] = v
+		if p.Context, err = contextFlag(c); err != nil {
+			return p, err
 		}
 	}
 	if _, err := p.Context.AppendTo(nil); err != nil {
 		return p, usagef("--context: %w", err)
 	}
 	return p, nil
+}
+
+// contextFlag reads the encryption context of the command line.
+func contextFlag(c *cli.Context) (keyring.EncryptionContext, error) {
+	ec := make(keyring.EncryptionContext)
+	for _, kv := range c.StringSlice("context") {
+		k, v, ok := strings.Cut(kv, "=")
+		if _, dup := ec[k]; !ok || k == "" || dup {
+			return nil, usagef("--context %q is not KEY=VALUE, or its key is given twice", kv)
+		}
+		ec[k] = v
+	}
+	if _, err := ec.AppendTo(nil); err != nil {
+		return nil, usagef("--context: %w", err)
+	}
+	return ec, nil
 }

@@ -41,13 +41,27 @@ type keyrings struct {
 	known  map[string]*cloud.KeyInfo         // what a volume keeps of CMKs, by URI; see learn
 	opened map[string]*cloud.Keyring         // by URI
 	logger *slog.Logger                      // is told what goes wrong at CMKs; nil for nobody
+	stop   context.CancelFunc                // ends the polling of secrets
 }
 
 // newKeyrings returns keyrings with the endpoints and the settings of each cloud.
 func newKeyrings(endpoints map[string]string, conf config) *keyrings {
 	s := &keyrings{known: make(map[string]*cloud.KeyInfo), opened: make(map[string]*cloud.Keyring)}
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(context.Background())
+	store := newSecretStore(conf, endpoints, s.log)
 	connect := func(scheme string, settings cloudSettings) func() (opener, error) {
-		return sync.OnceValues(func() (opener, error) { return providerOf(scheme).connect(settings, endpoints, s.log) })
+		return sync.OnceValues(func() (opener, error) {
+			p := providerOf(scheme)
+			c, err := p.client(settings, endpoints, s.log)
+			if err != nil {
+				return nil, err
+			}
+			if settings.AccessKey != "" {
+				c.Credentials = store.credentials(ctx, p.name, settings, conf.Secrets, s.log)
+			}
+			return p.newOpener(c)
+		})
 	}
 	s.clouds = map[string]func() (opener, error){
 		cloud.Alibaba: connect(cloud.Alibaba, conf.Alibaba),
@@ -58,10 +72,12 @@ func newKeyrings(endpoints map[string]string, conf config) *keyrings {
 
 func (s *keyrings) log() *slog.Logger {
 	if s.logger == nil {
-		return slog.New(slog.DiscardHandler)
+		return silent()
 	}
 	return s.logger
 }
+
+func silent() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // open opens one CMK whose URI checkCMKs has passed.
 func (s *keyrings) open(cmk string) (failover.CMK, error) {

@@ -60,8 +60,11 @@ func doMount(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if job.opts, err = mergedOptions(conf.Options, c.StringSlice("o")); err != nil {
+	if conf, err = conf.resolved(c, job.opts.endpoints); err != nil {
 		return err
+	}
+	if job.opts, err = mergedOptions(conf.Options, c.StringSlice("o")); err != nil {
+		return conf.hide(err)
 	}
 	if job.trust, err = newTrust(c, job.opts, conf); err != nil {
 		return err
@@ -71,7 +74,7 @@ func doMount(c *cli.Context) error {
 		foreground = c.Bool("foreground")
 	}
 	if job.log, err = job.logDestination(first(c.String("log"), job.opts.log, conf.Log), foreground); err != nil {
-		return err
+		return conf.hide(err)
 	}
 	if !foreground && !isBackground() {
 		return background(c.Context)

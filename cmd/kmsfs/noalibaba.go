@@ -8,6 +8,10 @@ import (
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 )
 
-func newAlibaba(cloud.Config) (opener, error) {
-	return nil, errors.New("Alibaba Cloud KMS is not in this build (tag noalibaba)")
+func newAlibaba(cloud.Config) (opener, error) { return nil, errNoAlibaba() }
+
+func newAlibabaSecrets(cloud.Config) (secretManager, error) { return nil, errNoAlibaba() }
+
+func errNoAlibaba() error {
+	return errors.New("Alibaba Cloud KMS is not in this build (tag noalibaba)")
 }

@@ -8,6 +8,10 @@ import (
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 )
 
-func newHuawei(cloud.Config) (opener, error) {
-	return nil, errors.New("Huawei Cloud KMS is not in this build (tag nohuawei)")
+func newHuawei(cloud.Config) (opener, error) { return nil, errNoHuawei() }
+
+func newHuaweiSecrets(cloud.Config) (secretManager, error) { return nil, errNoHuawei() }
+
+func errNoHuawei() error {
+	return errors.New("Huawei Cloud KMS is not in this build (tag nohuawei)")
 }

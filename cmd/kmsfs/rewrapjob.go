@@ -140,6 +140,7 @@ func (job *rewrapJob) addEndpoints(list []string) error {
 		return nil
 	}
 	old := job.trust.keyrings
+	old.stop()
 	job.trust.endpoints, job.trust.keyrings = all, newKeyrings(all, job.trust.settings)
 	job.trust.keyrings.logger, job.trust.keyrings.known = old.logger, old.known
 	return nil

@@ -37,11 +37,19 @@ type trust struct {
 
 // newTrust collects and checks what the command line (o being its mount options, if it has any) and the configuration say.
 func newTrust(c *cli.Context, o mountOptions, conf config) (trust, error) {
-	t := trust{named: slices.Concat(c.StringSlice("cmk"), o.cmks), config: conf.CMK}
-	environment := []string{os.Getenv("KMSFS_ENDPOINTS")}
-	endpoints, err := parseEndpoints(slices.Concat(c.StringSlice("endpoint"), o.endpoints, environment, conf.Endpoint))
-	t.keyrings, t.endpoints, t.settings = newKeyrings(endpoints, conf), endpoints, conf
-	return t, errors.Join(err, checkCMKs(t.named), checkCMKs(t.config))
+	conf, err := conf.resolved(c, o.endpoints)
+	if err != nil {
+		return trust{}, err
+	}
+	t := trust{named: slices.Concat(c.StringSlice("cmk"), o.cmks), config: conf.CMK, settings: conf}
+	t.endpoints, err = allEndpoints(c, o.endpoints, conf)
+	t.keyrings = newKeyrings(t.endpoints, conf)
+	return t, conf.hide(errors.Join(err, checkCMKs(t.named), checkCMKs(t.config)))
+}
+
+// allEndpoints reads the endpoints of the command line (more being those of its mount options), the environment and the configuration, in this order.
+func allEndpoints(c *cli.Context, more []string, conf config) (map[string]string, error) {
+	return parseEndpoints(slices.Concat(c.StringSlice("endpoint"), more, []string{os.Getenv("KMSFS_ENDPOINTS")}, conf.Endpoint))
 }
 
 // trustedBy returns the CMKs that are trusted for a volume, in the order in which they are asked: those of the command line or, if it
@@ -234,21 +242,5 @@ func saveRecord(id header.ID, c config) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".record-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return replaceFile(path, b)
 }
