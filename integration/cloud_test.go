@@ -42,6 +42,14 @@ type clouds struct {
 // newClouds starts the regions of cmks. When the test ends, it looks for secrets in everything that was printed, logged, stored or sent in a URL.
 func newClouds(t *testing.T, o emulator.Options) *clouds {
 	t.Helper()
+	c := openClouds(t, o)
+	t.Cleanup(func() { c.findSecrets(t) })
+	return c
+}
+
+// openClouds does the same, but does not look for secrets.
+func openClouds(t *testing.T, o emulator.Options) *clouds {
+	t.Helper()
 	if o.CMKs == nil {
 		o.CMKs = cloudCMKs()
 	}
@@ -65,7 +73,6 @@ func newClouds(t *testing.T, o emulator.Options) *clouds {
 	// No credential of the machine's owner, and no wait for a metadata service that is not there.
 	c.env = append(e.Environ(), "HOME="+c.dir, "ALIBABA_CLOUD_ECS_METADATA_DISABLED=true")
 	c.configure(t, "[huawei]\nmetadata = 'off'\n")
-	t.Cleanup(func() { c.findSecrets(t) })
 	return c
 }
 

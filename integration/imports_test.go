@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"keyring/cloud":     {module + "keyring", module + "keyring/creds", "golang.org/x/time/rate"},
 	"keyring/alikms":    {module + "keyring", module + "keyring/cloud", alibabaSDK},
 	"keyring/huaweikms": {module + "keyring", module + "keyring/cloud", huaweiSDK, "github.com/emmansun/gmsm/sm3"},
+	"secrets":           nil,
 	"keyring/failover":  {module + "keyring", module + "keyring/cloud"},
 	"header":            {module + "keyring"},
 	"blockcrypt":        {"github.com/emmansun/gmsm/"},
@@ -122,7 +123,8 @@ func TestManual(t *testing.T) {
 	v := bareVolume(t)
 	flags := regexp.MustCompile(`--[a-z-]+`)
 	seen := 0
-	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"keyring", "check", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"}, {"rewrap", "--help"}, {"reencrypt", "--help"}, {"status", "--help"}} {
+	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"keyring", "check", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"},
+		{"rewrap", "--help"}, {"rotate", "--help"}, {"reencrypt", "--help"}, {"status", "--help"}, {"data", "encrypt", "--help"}, {"data", "decrypt", "--help"}, {"secret", "get", "--help"}, {"secret", "create", "--help"}} {
 		for _, flag := range flags.FindAllString(v.ok(t, command...), -1) {
 			seen++
 			if flag != "--help" && flag != "--version" && !strings.Contains(string(manual), "**"+flag+"**") {
