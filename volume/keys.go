@@ -175,32 +175,9 @@ func (v *Volume) openHeader(ctx context.Context, raw []byte) (*header.Header, ke
 	return h, dk, nil
 }
 
-// openKey unwraps the data key of a header, and authenticates the header with it. A CMK may give back another key than it wrapped: then each of the
-// EDKs is asked for alone, since one of the others may be right.
+// openKey unwraps the data key of a header, and authenticates the header with it.
 func openKey(ctx context.Context, k keyring.Keyring, h *header.Header) (keyring.DataKey, error) {
-	dk, err := k.DecryptDataKey(ctx, h.EDKs, h.Context)
-	if err != nil {
-		return nil, err
-	}
-	wrong := h.Verify(dk)
-	if wrong == nil {
-		return dk, nil
-	}
-	dk.Wipe()
-	if len(h.EDKs) == 1 {
-		return nil, wrong
-	}
-	for i := range h.EDKs {
-		dk, err := k.DecryptDataKey(ctx, h.EDKs[i:i+1], h.Context)
-		if err != nil {
-			continue
-		}
-		if h.Verify(dk) == nil {
-			return dk, nil
-		}
-		dk.Wipe()
-	}
-	return nil, wrong
+	return keyring.DecryptVerified(ctx, k, h.EDKs, h.Context, h.Verify)
 }
 
 // unwrap asks the keyring for a data key that is not known. Only a key that the header

@@ -15,7 +15,7 @@ const dataNonce = 12
 
 // dataKeyID returns the ID of the CMK that such data is for, or nothing.
 func dataKeyID(cipherText string) string {
-	if blob, err := base64.StdEncoding.DecodeString(cipherText); err == nil && len(blob) > blobKeyID {
+	if blob, err := base64.StdEncoding.Strict().DecodeString(cipherText); err == nil && len(blob) > blobKeyID {
 		return string(blob[:blobKeyID])
 	}
 	return ""
@@ -57,7 +57,7 @@ func (h huawei) decryptData(_ *call, k *key, req huaweiRequest) (map[string]any,
 	if fail := req.algorithm(k); fail != nil {
 		return nil, fail
 	}
-	blob, err := base64.StdEncoding.DecodeString(req.CipherText)
+	blob, err := base64.StdEncoding.Strict().DecodeString(req.CipherText)
 	if err != nil {
 		return nil, errHuaweiCipher
 	}

@@ -4,6 +4,7 @@ package alikms
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -66,8 +67,21 @@ func (c *Client) Close() { c.caller.Close() }
 // Calls implements [cloud.KMS].
 func (c *Client) Calls(cmk cloud.CMK) map[string]int { return c.caller.Calls(cmk) }
 
-// encryptionContext is the parameter EncryptionContext: a JSON object with the digest of ours.
-func encryptionContext(digest string) string { return `{"kmsfs":"` + digest + `"}` }
+// bind adds the parameter EncryptionContext, a JSON object: with the digest of ours or, as the SDK has it, the context itself, if it is not empty.
+func bind(r *requests.RpcRequest, b cloud.Binding) error {
+	object := b.SDK
+	if b.Digest != "" {
+		object = keyring.EncryptionContext{"kmsfs": b.Digest}
+	}
+	if len(object) == 0 {
+		return nil
+	}
+	text, err := json.Marshal(object)
+	if err == nil {
+		form(r, "EncryptionContext", string(text))
+	}
+	return err
+}
 
 // do makes one call with a client of its own, for the SDK's are not safe for two goroutines. It is the SDK's core client: kms.Client has a
 // global endpoint map, and several hundred methods that would all be linked in.
@@ -101,15 +115,18 @@ func form(r *requests.RpcRequest, parameters ...string) {
 }
 
 // Wrap implements [cloud.KMS].
-func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, _ *cloud.KeyInfo, dk keyring.DataKey, digest string) (blob []byte, err error) {
-	return c.encrypt(ctx, cmk, dk, digest)
+func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, _ *cloud.KeyInfo, dk keyring.DataKey, b cloud.Binding) (blob []byte, err error) {
+	return c.encrypt(ctx, cmk, dk, b)
 }
 
 // Generate implements [cloud.KMS].
-func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest string) (dk keyring.DataKey, blob []byte, err error) {
+func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, b cloud.Binding) (dk keyring.DataKey, blob []byte, err error) {
 	_, err = c.do(ctx, cmk, "GenerateDataKey", func(client *sdk.Client) error {
 		r := kms.CreateGenerateDataKeyRequest()
-		form(r.RpcRequest, "KeyId", cmk.KeyID, "NumberOfBytes", strconv.Itoa(size), "EncryptionContext", encryptionContext(digest))
+		form(r.RpcRequest, "KeyId", cmk.KeyID, "NumberOfBytes", strconv.Itoa(size))
+		if err := bind(r.RpcRequest, b); err != nil {
+			return err
+		}
 		a := kms.CreateGenerateDataKeyResponse()
 		if err := client.DoAction(r, a); err != nil {
 			return err
@@ -127,8 +144,8 @@ func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest s
 }
 
 // Unwrap implements [cloud.KMS].
-func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size int, digest string) (dk keyring.DataKey, err error) {
-	err = c.decrypt(ctx, cmk, blob, digest, func(text string) error {
+func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size int, b cloud.Binding) (dk keyring.DataKey, err error) {
+	err = c.decrypt(ctx, cmk, blob, b, func(text string) error {
 		dk, err = dataKey(text, size)
 		return err
 	})

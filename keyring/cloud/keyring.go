@@ -19,15 +19,14 @@ const (
 // maxWrapped is the longest wrapped key that a header holds, docs/format.md section 4.1.
 const maxWrapped = 4096
 
-// A KMS makes the calls of one provider. Its errors are those of [Caller.Do]. digest is the [ContextDigest]. Its methods may be called by
-// several goroutines at once.
+// A KMS makes the calls of one provider. Its errors are those of [Caller.Do]. Its methods may be called by several goroutines at once.
 type KMS interface {
 	// Wrap wraps a data key under a symmetric CMK.
-	Wrap(ctx context.Context, cmk CMK, info *KeyInfo, dk keyring.DataKey, digest string) (blob []byte, err error)
+	Wrap(ctx context.Context, cmk CMK, info *KeyInfo, dk keyring.DataKey, b Binding) (blob []byte, err error)
 	// Generate makes a data key of size bytes and wraps it under a symmetric CMK.
-	Generate(ctx context.Context, cmk CMK, size int, digest string) (dk keyring.DataKey, blob []byte, err error)
+	Generate(ctx context.Context, cmk CMK, size int, b Binding) (dk keyring.DataKey, blob []byte, err error)
 	// Unwrap opens what Wrap or Generate made of a data key of size bytes.
-	Unwrap(ctx context.Context, cmk CMK, blob []byte, size int, digest string) (keyring.DataKey, error)
+	Unwrap(ctx context.Context, cmk CMK, blob []byte, size int, b Binding) (keyring.DataKey, error)
 	// DecryptRSA returns the text in a ciphertext of RSAES-OAEP with SHA-256. The version may be empty.
 	DecryptRSA(ctx context.Context, cmk CMK, version string, ciphertext []byte) (text string, err error)
 	// EncryptData encrypts 1 to [keyring.MaxData] bytes under a symmetric CMK.
@@ -38,6 +37,12 @@ type KMS interface {
 	Describe(ctx context.Context, cmk CMK) (*KeyInfo, Answer, error)
 	// Calls returns how many calls have been sent for a CMK, by the provider's names.
 	Calls(cmk CMK) map[string]int
+}
+
+// A Binding is what a KMS binds into a wrapped key.
+type Binding struct {
+	Digest string                    // the [ContextDigest], for EDKs of kmsfs
+	SDK    keyring.EncryptionContext // the context as the vendor's encryption SDK binds it, if it does; counts where Digest is empty
 }
 
 // A Keyring is one CMK of a KMS. It prints as the CMK's URI.
@@ -80,7 +85,7 @@ func (k *Keyring) EncryptDataKey(ctx context.Context, dk keyring.DataKey, ec key
 	if info.rsa() {
 		return k.sealRSA(info, dk, digest)
 	}
-	blob, err := k.kms.Wrap(ctx, k.cmk, info, dk, digest)
+	blob, err := k.kms.Wrap(ctx, k.cmk, info, dk, Binding{Digest: digest})
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +103,7 @@ func (k *Keyring) GenerateDataKey(ctx context.Context, size int, ec keyring.Encr
 		edks, err := k.sealRSA(info, dk, digest)
 		return dk, edks, err
 	}
-	dk, blob, err := k.kms.Generate(ctx, k.cmk, size, digest)
+	dk, blob, err := k.kms.Generate(ctx, k.cmk, size, Binding{Digest: digest})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -141,7 +146,7 @@ func (k *Keyring) open(ctx context.Context, wrapped []byte, digest string) (keyr
 	format, n, rest := wrapped[0], int(wrapped[1]), wrapped[2:]
 	switch {
 	case format == formatSymmetric && (n == 16 || n == 32) && len(rest) > 0:
-		return k.kms.Unwrap(ctx, k.cmk, rest, n, digest)
+		return k.kms.Unwrap(ctx, k.cmk, rest, n, Binding{Digest: digest})
 	case format == formatRSA && len(rest) > n && (n == 0 || plain(string(rest[:n]), maxVersion)):
 		text, err := k.kms.DecryptRSA(ctx, k.cmk, string(rest[:n]), rest[n:])
 		if err != nil {

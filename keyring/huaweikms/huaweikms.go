@@ -103,8 +103,16 @@ func invoke[Answer any](client *core.HcHttpClient, call *def.HttpRequestDef, req
 	return a, nil
 }
 
+// bound is the parameter additional_authenticated_data: the digest of our context. The SDK never sends its own.
+func bound(b cloud.Binding) *string {
+	if b.Digest == "" {
+		return nil
+	}
+	return &b.Digest
+}
+
 // Wrap implements [cloud.KMS].
-func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, info *cloud.KeyInfo, dk keyring.DataKey, digest string) (blob []byte, err error) {
+func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, info *cloud.KeyInfo, dk keyring.DataKey, b cloud.Binding) (blob []byte, err error) {
 	// The KMS wants the data key with a digest, by an algorithm that goes with the CMK's.
 	sum := sumSHA256(dk)
 	if info.Spec == "SM4" {
@@ -115,7 +123,7 @@ func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, info *cloud.KeyInfo, d
 			KeyId:                       cmk.KeyID,
 			PlainText:                   hex.EncodeToString(dk) + hex.EncodeToString(sum),
 			DatakeyPlainLength:          strconv.Itoa(len(dk)), // bytes
-			AdditionalAuthenticatedData: &digest,
+			AdditionalAuthenticatedData: bound(b),
 		}})
 		if err != nil {
 			return err
@@ -130,13 +138,13 @@ func (c *Client) Wrap(ctx context.Context, cmk cloud.CMK, info *cloud.KeyInfo, d
 }
 
 // Generate implements [cloud.KMS].
-func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest string) (dk keyring.DataKey, blob []byte, err error) {
+func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, b cloud.Binding) (dk keyring.DataKey, blob []byte, err error) {
 	bits := strconv.Itoa(8 * size)
 	_, err = c.do(ctx, cmk, "create-datakey", func(client *core.HcHttpClient) error {
 		a, err := invoke[model.CreateDatakeyResponse](client, kms.GenReqDefForCreateDatakey(), &model.CreateDatakeyRequest{Body: &model.CreateDatakeyRequestBody{
 			KeyId:                       cmk.KeyID,
 			DatakeyLength:               &bits,
-			AdditionalAuthenticatedData: &digest,
+			AdditionalAuthenticatedData: bound(b),
 		}})
 		if err != nil {
 			return err
@@ -154,13 +162,13 @@ func (c *Client) Generate(ctx context.Context, cmk cloud.CMK, size int, digest s
 }
 
 // Unwrap implements [cloud.KMS]. The answer names no CMK; the request does.
-func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size int, digest string) (dk keyring.DataKey, err error) {
+func (c *Client) Unwrap(ctx context.Context, cmk cloud.CMK, blob []byte, size int, b cloud.Binding) (dk keyring.DataKey, err error) {
 	_, err = c.do(ctx, cmk, "decrypt-datakey", func(client *core.HcHttpClient) error {
 		a, err := invoke[model.DecryptDatakeyResponse](client, kms.GenReqDefForDecryptDatakey(), &model.DecryptDatakeyRequest{Body: &model.DecryptDatakeyRequestBody{
 			KeyId:                       cmk.KeyID,
 			CipherText:                  hex.EncodeToString(blob),
 			DatakeyCipherLength:         strconv.Itoa(size), // bytes, of the data key
-			AdditionalAuthenticatedData: &digest,
+			AdditionalAuthenticatedData: bound(b),
 		}})
 		if err != nil {
 			return err
