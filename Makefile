@@ -6,7 +6,7 @@ BIN     ?= bin
 BUILD   ?= -trimpath
 TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
-LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck ./secrets
+LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck ./filecrypt ./sdkformat ./secrets
 
 .PHONY: all build deps deps-databases demo test check unit race integration sm4 bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
 

@@ -280,20 +280,20 @@ func testAccessKey(t *testing.T, scheme, table string, cmk int, read string) {
 		t.Errorf("%+v", c.Calls())
 	}
 	rotate(keys[1])
-	patiently(t, "the second key signs", func() bool { return c.signedBy(keys[1]) > 0 })
+	eventually(t, "the second key signs", func() bool { return c.signedBy(keys[1]) > 0 })
 	c.ok(t, "status", c.plain)
 	c.ok(t, "status", "--json", c.plain)
 	c.ok(t, "inspect", c.cipher)
 
 	// While the secret cannot be read, the last key stays.
 	c.faults(t, emulator.Fault{Kind: emulator.Status, Status: 403, Code: "Forbidden", Message: "x", Operation: read})
-	patiently(t, "the failure is logged", func() bool {
+	eventually(t, "the failure is logged", func() bool {
 		b, err := os.ReadFile(c.log)
 		return err == nil && strings.Contains(string(b), "was not read again")
 	})
 	rotate(keys[2])
 	c.ResetCalls()
-	patiently(t, "the second key goes on", func() bool { return c.signedBy(keys[1]) > 0 && c.Count("", read) > 0 })
+	eventually(t, "the second key goes on", func() bool { return c.signedBy(keys[1]) > 0 && c.Count("", read) > 0 })
 	if c.signedBy(keys[2]) > 0 {
 		t.Error("the third key signs, which could not be read")
 	}
@@ -303,7 +303,7 @@ func testAccessKey(t *testing.T, scheme, table string, cmk int, read string) {
 		}
 	}
 	c.faults(t)
-	patiently(t, "the third key signs", func() bool { return c.signedBy(keys[2]) > 0 })
+	eventually(t, "the third key signs", func() bool { return c.signedBy(keys[2]) > 0 })
 	c.umount(t)
 
 	// Where the secret cannot be read at all, the mount says so.
