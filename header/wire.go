@@ -13,6 +13,9 @@ import (
 
 var magic = [8]byte{'k', 'm', 's', 'f', 's', 0, '\r', '\n'}
 
+// Begins reports whether b begins as a header does, sound or not.
+func Begins(b []byte) bool { return bytes.HasPrefix(b, magic[:]) }
+
 // Parse reads a header from the start of b and checks its structure; it authenticates nothing. The error wraps [ErrFormat], or
 // [ErrVersion] if this package is too old for the header.
 func Parse(b []byte) (*Header, error) {

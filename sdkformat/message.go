@@ -195,19 +195,27 @@ func Parse(f Format, b []byte) (*Message, error) {
 	return m, nil
 }
 
-// Detect returns the message that b, as for [Parse], begins with. size is that of the whole message, or -1. The error wraps [ErrFormat].
+// Detect returns the message that b, as for [Parse], begins with. size is that of the whole message, or -1. The error wraps [ErrFormat], or
+// [ErrAuth] if the message was cut or extended.
 func Detect(b []byte, size int64) (*Message, error) {
-	var found []*Message
+	var found, misfits []*Message
 	for _, f := range Formats() {
-		if m, err := Parse(f, b); err == nil && (size < 0 || m.fits(size)) {
+		m, err := Parse(f, b)
+		switch {
+		case err != nil:
+		case size < 0 || m.fits(size):
 			found = append(found, m)
+		default:
+			misfits = append(misfits, m)
 		}
 	}
-	switch len(found) {
-	case 0:
-		return nil, fmt.Errorf("%w: of no format that is known", ErrFormat)
-	case 1:
+	switch {
+	case len(found) == 1:
 		return found[0], nil
+	case len(found) == 0 && len(misfits) > 0:
+		return nil, fmt.Errorf("%w: it begins like a message (%v), but was cut or extended", ErrAuth, misfits[0])
+	case len(found) == 0:
+		return nil, fmt.Errorf("%w: it is of no format that is known", ErrFormat)
 	}
 	return nil, fmt.Errorf("%w: it could be %v or %v; say which", ErrFormat, found[0].Format, found[1].Format)
 }

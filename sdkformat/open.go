@@ -20,7 +20,7 @@ const (
 
 // Open writes the plaintext of a message to dst, of which nothing that is not authenticated: a body that has one tag at its end is read twice, and a digest
 // of each piece makes sure that it is the same both times. src has the whole message, of size bytes. The message must have been verified. The error
-// wraps [ErrAuth], [ErrFormat] or [ErrUnauthenticated]. Segmented messages are for [Message.OpenSegments].
+// wraps [ErrAuth] or [ErrUnauthenticated]. Segmented messages are for [Message.OpenSegments].
 func (m *Message) Open(dst io.Writer, src io.ReaderAt, size int64, dk keyring.DataKey) error {
 	if !m.Authenticated() {
 		return fmt.Errorf("%w (%v)", ErrUnauthenticated, m)
@@ -30,7 +30,7 @@ func (m *Message) Open(dst io.Writer, src io.ReaderAt, size int64, dk keyring.Da
 		return err
 	}
 	if b.length > maxGCM {
-		return fmt.Errorf("%w: %d bytes, which is more than GCM can take", ErrFormat, b.length)
+		return fmt.Errorf("%w: %d bytes, which is more than GCM can take", ErrAuth, b.length)
 	}
 	g := newGCM(m.suite().block(dk), m.bodyIV, m.ctx)
 	var digests [][32]byte // 2 MiB at most
@@ -73,7 +73,7 @@ func (m *Message) OpenUnauthenticated(dst io.Writer, src io.ReaderAt, size int64
 		})
 	}
 	if b.length%int64(len(m.bodyIV)) != 0 || s.mode == modeCBCPadded && b.length == 0 {
-		return fmt.Errorf("%w: %d bytes are no whole blocks", ErrFormat, b.length)
+		return fmt.Errorf("%w: %d bytes are no whole blocks", ErrAuth, b.length)
 	}
 	blocks := cipher.NewCBCDecrypter(s.block(dk), m.bodyIV)
 	left := b.length
@@ -114,7 +114,7 @@ type body struct {
 // body finds the sealed bytes in a message of size bytes.
 func (m *Message) body(src io.ReaderAt, size int64) (*body, error) {
 	if !m.fits(size) || m.Segmented() {
-		return nil, fmt.Errorf("%w: it was cut, or something follows it", ErrFormat)
+		return nil, fmt.Errorf("%w: it was cut, or something follows it", ErrAuth)
 	}
 	b := &body{src: src, at: int64(m.size), length: size - int64(m.size) - m.trailer()}
 	end := make([]byte, m.trailer())
@@ -123,7 +123,7 @@ func (m *Message) body(src io.ReaderAt, size int64) (*body, error) {
 	}
 	if m.Format == Alibaba {
 		if end[0] != derOctetString || int(end[1]) != len(end)-2 {
-			return nil, fmt.Errorf("%w: %w", ErrFormat, errDER)
+			return nil, fmt.Errorf("%w: %w", ErrAuth, errDER)
 		}
 		end = end[2:]
 	}
@@ -154,13 +154,13 @@ func readAt(src io.ReaderAt, p []byte, off int64) error {
 		return nil
 	}
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: it ends early", ErrFormat)
+		return fmt.Errorf("%w: it ends early", ErrAuth)
 	}
 	return err
 }
 
 // OpenSegments writes the plaintext of a segmented message to dst, each segment as soon as it is authenticated. src is what follows the prefix. Nothing
-// authenticates the order of segments, nor how many there are. The message must have been verified. The error wraps [ErrAuth], [ErrFormat] or
+// authenticates the order of segments, nor how many there are. The message must have been verified. The error wraps [ErrAuth] or
 // [ErrUnauthenticated].
 func (m *Message) OpenSegments(dst io.Writer, src io.Reader, dk keyring.DataKey) error {
 	if !m.Authenticated() {
@@ -191,7 +191,7 @@ func (m *Message) openSegments(dst io.Writer, src io.Reader, dk keyring.DataKey)
 		}
 		iv, n := head[:s.ivSize()], binary.BigEndian.Uint64(head[s.ivSize():])
 		if n > maxSegment || n < uint64(s.tagSize()) {
-			return fmt.Errorf("%w: segment %d has %d bytes, at most %d", ErrFormat, i, n, maxSegment)
+			return fmt.Errorf("%w: segment %d has %d bytes, at most %d", ErrAuth, i, n, maxSegment)
 		}
 		if sealed, err = readSegment(src, sealed[:0], int(n)); err != nil {
 			return cut(err, i)
@@ -203,7 +203,7 @@ func (m *Message) openSegments(dst io.Writer, src io.Reader, dk keyring.DataKey)
 			}
 		} else {
 			if n == 0 || n%uint64(len(iv)) != 0 {
-				return fmt.Errorf("%w: segment %d has no whole blocks", ErrFormat, i)
+				return fmt.Errorf("%w: segment %d has no whole blocks", ErrAuth, i)
 			}
 			cipher.NewCBCDecrypter(block, iv).CryptBlocks(plain, sealed)
 			if plain, err = unpad(plain); err != nil {
@@ -230,7 +230,7 @@ func readSegment(src io.Reader, buf []byte, n int) ([]byte, error) {
 
 func cut(err error, segment int) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("%w: segment %d is cut", ErrFormat, segment)
+		return fmt.Errorf("%w: segment %d is cut", ErrAuth, segment)
 	}
 	return err
 }

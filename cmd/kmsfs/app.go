@@ -52,7 +52,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 Flags stand before operands. "kmsfs help COMMAND" shows a command's flags; exit codes and files are in kmsfs(1).`,
 		Commands: []*cli.Command{
 			keyCommand(), initCommand(), mountCommand(), umountCommand(), keyringCommand(), inspectCommand(), fsckCommand(), recoverCommand(),
-			rewrapCommand(), rotateCommand(), reencryptCommand(), statusCommand(), dataCommand(), secretCommand(),
+			rewrapCommand(), rotateCommand(), reencryptCommand(), statusCommand(), encryptCommand(), decryptCommand(), dataCommand(), secretCommand(),
 			helpCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {

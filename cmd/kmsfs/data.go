@@ -67,6 +67,9 @@ func dataTrust(c *cli.Context) (args []string, t trust, ec keyring.EncryptionCon
 	if ec, err = contextFlag(c); err != nil {
 		return nil, t, nil, err
 	}
+	if _, err := ec.AppendTo(nil); err != nil {
+		return nil, t, nil, usagef("--context: %w", err)
+	}
 	conf, err := loadConfig(c.String("config"))
 	if err != nil {
 		return nil, t, nil, err

@@ -8,11 +8,13 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/local"
 	"github.com/kmsfs/kmsfs/reencrypt"
+	"github.com/kmsfs/kmsfs/sdkformat"
 	"github.com/kmsfs/kmsfs/secrets"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -78,11 +80,11 @@ func exitCode(err error) int {
 		return exitVersion
 	case is(keyring.ErrNoMatch, keyring.ErrUntrusted, keyring.ErrDenied, keyring.ErrUnavailable, local.ErrMode, local.ErrFormat, secrets.ErrValue):
 		return exitCMK
-	case is(volume.ErrDamaged, volume.ErrCurrent, volume.ErrRolledBack):
+	case is(volume.ErrDamaged, volume.ErrCurrent, volume.ErrRolledBack, header.ErrAuth, blockcrypt.ErrAuth, blockcrypt.ErrSize, sdkformat.ErrAuth):
 		return exitDamaged
-	case is(volume.ErrNotVolume, header.ErrFormat):
+	case is(volume.ErrNotVolume, header.ErrFormat, sdkformat.ErrFormat):
 		return exitNotVolume
-	case is(keyring.ErrContext, header.ErrBounds, volume.ErrPerFile):
+	case is(keyring.ErrContext, header.ErrBounds, volume.ErrPerFile, sdkformat.ErrBounds):
 		return exitUsage
 	}
 	return exitOther

@@ -173,7 +173,15 @@ func newBar(ctx context.Context, out io.Writer, v *volume.Volume) *bar {
 	if !isTerminal(out) {
 		return nil
 	}
-	return &bar{progressbar.NewOptions64(max(fsck.Size(ctx, v), 1),
+	return barOf(out, max(fsck.Size(ctx, v), 1))
+}
+
+// barOf returns a bar for a number of bytes, -1 if that is not known, if out is a terminal.
+func barOf(out io.Writer, bytes int64) *bar {
+	if !isTerminal(out) {
+		return nil
+	}
+	return &bar{progressbar.NewOptions64(bytes,
 		progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true), progressbar.OptionSetPredictTime(true),
 		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish())}
 }
@@ -191,6 +199,13 @@ func (b *bar) progress() func(fsck.Progress) {
 	return func(p fsck.Progress) {
 		b.b.Describe(fmt.Sprintf("%d entries", p.Entries))
 		_ = b.b.Set64(min(p.Bytes, b.b.GetMax64()))
+	}
+}
+
+// add moves the bar by n bytes.
+func (b *bar) add(n int) {
+	if b != nil {
+		_ = b.b.Add(n)
 	}
 }
 

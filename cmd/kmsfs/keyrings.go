@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/keyring/local"
@@ -120,6 +121,15 @@ func (s *keyrings) all(cmks []string) (*failover.Keyring, error) {
 // one CMK opens a volume.
 func (s *keyrings) any(cmks []string) (*failover.Keyring, []error) {
 	opened, failures := s.each(cmks)
+	return s.join(opened), failures
+}
+
+// sdk returns the keyring of those of cmks that can be opened, for a message of an encryption SDK with a data key of size bytes, and what is wrong with the others.
+func (s *keyrings) sdk(cmks []string, size int, ec keyring.EncryptionContext) (*failover.Keyring, []error) {
+	opened, failures := s.each(cmks)
+	for i, k := range opened {
+		opened[i] = k.(*cloud.Keyring).SDK(size, ec) // a local CMK wraps for no SDK
+	}
 	return s.join(opened), failures
 }
 

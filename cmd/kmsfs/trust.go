@@ -157,14 +157,24 @@ func (t trust) unlock(ctx context.Context, v *volume.Volume) (*failover.Keyring,
 	return nil, fail(exitCMK, "%w", errors.Join(failures...))
 }
 
-// wrappedBy is the hint that says which CMKs would open a volume. Nobody has authenticated them, hence the quotes.
-func wrappedBy(edks []keyring.EncryptedDataKey) error {
-	var list []string
+// wrappedBy is the hint that says which CMKs would open a volume.
+func wrappedBy(edks []keyring.EncryptedDataKey) error { return opensHint("the volume", cmksOf(edks)) }
+
+func cmksOf(edks []keyring.EncryptedDataKey) (cmks []string) {
 	for _, e := range edks {
-		list = append(list, strconv.Quote(e.CMK))
+		cmks = append(cmks, e.CMK)
 	}
-	return fmt.Errorf("hint: the volume says that any one of %s opens it; if you trust one of them, add it with --cmk (a local one by the path of its file: --cmk local:/path)",
-		strings.Join(list, ", "))
+	return cmks
+}
+
+// opensHint says which CMKs would open something. Nobody has authenticated them, hence the quotes.
+func opensHint(what string, cmks []string) error {
+	var list []string
+	for _, cmk := range cmks {
+		list = append(list, strconv.Quote(cmk))
+	}
+	return fmt.Errorf("hint: %s says that any one of %s opens it; if you trust one of them, add it with --cmk (a local one by the path of its file: --cmk local:/path)",
+		what, strings.Join(list, ", "))
 }
 
 func recordPath(id header.ID) (string, error) {

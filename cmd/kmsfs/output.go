@@ -1,0 +1,199 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/header"
+)
+
+// An output is what encrypt and decrypt write. A file gets its name when it is complete and not before.
+type output struct {
+	name  string
+	force bool
+	f     *os.File
+	temp  string // the name that f has meanwhile; empty if it has none
+	size  int64  // bytes written or skipped
+	w     *bufio.Writer
+}
+
+// checkOutput refuses an OUT that must not be written, before anything is done.
+func checkOutput(c *cli.Context, name string) error {
+	if name == "-" {
+		return nil
+	}
+	st, err := os.Lstat(name)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if _, err := os.Stat(filepath.Dir(name)); err != nil {
+			return err
+		}
+		return nil
+	case err != nil:
+		return err
+	case !st.Mode().IsRegular():
+		return fmt.Errorf("%s is not a regular file; to write to what is there use - and a redirection", name)
+	case !c.Bool("force"):
+		return fmt.Errorf("%s exists; --force replaces it", name)
+	}
+	return nil
+}
+
+// createOutput opens OUT; "-" is standard output.
+func createOutput(c *cli.Context, name string) (*output, error) {
+	o := &output{name: name, force: c.Bool("force"), f: os.Stdout}
+	if name != "-" {
+		var err error
+		if o.f, o.temp, err = tempFile(filepath.Dir(name), name); err != nil {
+			return nil, err
+		}
+	}
+	o.w = bufio.NewWriterSize(o.f, 256<<10)
+	return o, nil
+}
+
+// isStream reports whether the output is standard output.
+func (o *output) isStream() bool { return o.f == os.Stdout }
+
+// Write implements [io.Writer].
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	o.size += int64(n)
+	return n, err
+}
+
+// skip leaves a hole of n bytes, zeros in a stream.
+func (o *output) skip(n int64) error {
+	if o.isStream() {
+		_, err := io.CopyN(o, zeros{}, n)
+		return err
+	}
+	if err := o.w.Flush(); err != nil {
+		return err
+	}
+	o.size += n
+	_, err := o.f.Seek(o.size, io.SeekStart)
+	return err
+}
+
+// zeros is a reader of zeros.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// commit ends the output: it is complete, on disk, and has its name.
+func (o *output) commit() error {
+	if err := o.w.Flush(); err != nil || o.isStream() {
+		return err
+	}
+	if err := o.f.Sync(); err != nil {
+		return err
+	}
+	if err := o.rename(); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(o.name))
+	if err != nil {
+		return nil // one that may be written but not read; the file is complete
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// rename gives the file its name.
+func (o *output) rename() error {
+	if o.temp == "" && !o.force {
+		return o.link(o.name)
+	}
+	if o.temp == "" { // a link replaces nothing
+		temp := filepath.Join(filepath.Dir(o.name), ".kmsfs-"+header.NewID().String())
+		if err := o.link(temp); err != nil {
+			return err
+		}
+		o.temp = temp
+	}
+	var err error
+	if o.force {
+		err = os.Rename(o.temp, o.name)
+	} else {
+		err = unix.Renameat2(unix.AT_FDCWD, o.temp, unix.AT_FDCWD, o.name, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // NFS for one
+			if err = os.Link(o.temp, o.name); err == nil {
+				err = os.Remove(o.temp)
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.name, err)
+	}
+	o.temp = ""
+	return nil
+}
+
+// link gives a file without a name one that nothing has.
+func (o *output) link(name string) error {
+	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", o.f.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// discard closes the output; what has no name yet is gone.
+func (o *output) discard() {
+	if o.isStream() {
+		return
+	}
+	o.f.Close()
+	if o.temp != "" {
+		os.Remove(o.temp)
+	}
+}
+
+// tempFile creates a file of mode 0600 in dir that has no name or, where that cannot be, a temporary one, which it returns. The file calls itself known in
+// errors.
+func tempFile(dir, known string) (f *os.File, temp string, err error) {
+	if _, err := os.Stat("/proc/self/fd"); err == nil { // needed for a name later
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), known), "", nil
+		case !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EINVAL):
+			return nil, "", &os.PathError{Op: "create", Path: known, Err: err}
+		}
+	}
+	f, err = os.CreateTemp(dir, ".kmsfs-*")
+	if err != nil {
+		return nil, "", err
+	}
+	return f, f.Name(), nil
+}
+
+// spoolFile creates a file without a name in dir.
+func spoolFile(dir string) (*os.File, error) {
+	f, temp, err := tempFile(dir, filepath.Join(dir, "temporary file"))
+	if err == nil && temp != "" {
+		if err = os.Remove(temp); err != nil {
+			f.Close()
+		}
+	}
+	return f, err
+}
+
+// spoolDir is where what has to be kept for a while goes: beside OUT, which has the room, or to $TMPDIR.
+func (o *output) spoolDir() string {
+	if o.isStream() {
+		return os.TempDir()
+	}
+	return filepath.Dir(o.name)
+}
