@@ -1,6 +1,7 @@
 package emulator
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
@@ -50,6 +51,9 @@ func (a alibaba) parse(c *call, r *http.Request) {
 		c.name = ""
 		if blob, err := base64.StdEncoding.DecodeString(c.params.Get("CiphertextBlob")); err == nil && len(blob) > versionLength {
 			c.name = string(blob[:versionLength])
+			if w := a.elsewhere(Alibaba, c.region, "", blob); w != nil {
+				c.name = a.key(w.CMK).id
+			}
 		}
 	}
 	c.key = a.find(Alibaba, c.region, "", c.name)
@@ -209,6 +213,14 @@ func (a alibaba) decrypt(c *call, k *key) (map[string]any, *failure) {
 	context, fail := a.context(c)
 	if fail != nil {
 		return nil, fail
+	}
+	if w := a.elsewhere(Alibaba, c.region, k.URI, blob); w != nil {
+		want, err := json.Marshal(w.Context)
+		if err != nil || len(w.Context) > 0 && !bytes.Equal(want, context) || len(w.Context) == 0 && len(context) > 0 {
+			return nil, errAlibabaCipher
+		}
+		a.saw(w.DataKey)
+		return map[string]any{"Plaintext": base64.StdEncoding.EncodeToString(w.DataKey)}, nil
 	}
 	text, err := k.gcm(alibabaNonce).Open(nil, blob[versionLength:versionLength+alibabaNonce], blob[versionLength+alibabaNonce:], context)
 	if err != nil {

@@ -8,6 +8,7 @@
 package emulator
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
@@ -41,10 +42,20 @@ type Options struct {
 	Credentials []Credential           // static ones; default: one for each cloud, derived from the seed
 	Contexts    map[string]ContextMode // by "PROVIDER/REGION"; a region that is not listed honours contexts
 	Faults      []Fault                // the first script
+	Wrapped     []Wrapped              // what CMKs have wrapped elsewhere
 	Life        time.Duration          // of the credentials that the metadata endpoints issue; default one hour
 	TLS         *tls.Config            // of the endpoints, with a certificate; default: plain HTTP
 	Role        string                 // that the metadata endpoint of Alibaba Cloud names; default "kmsfs"
 	Now         func() time.Time       // default [time.Now]
+}
+
+// Wrapped is a data key that a CMK opens although no emulator has wrapped it, as messages of other programs have such. At Alibaba Cloud, where a blob
+// names its CMK, these do not.
+type Wrapped struct {
+	CMK     string // the URI
+	Blob    []byte
+	DataKey []byte
+	Context map[string]string // at Alibaba Cloud
 }
 
 // An Emulator is the state of the regions of both clouds. Its methods may be called by several goroutines at once.
@@ -56,6 +67,7 @@ type Emulator struct {
 	tls      *tls.Config
 	now      func() time.Time
 	keys     []*key        // the slice is never changed; a key's state is guarded by mu
+	wrapped  []Wrapped     // constant
 	closing  chan struct{} // closed by Close: ends delays and hangs
 
 	script sync.Mutex // serialises changes of the script; taken before mu and before an Endpoint's mu
@@ -77,7 +89,7 @@ type Emulator struct {
 func New(o Options) (*Emulator, error) {
 	e := &Emulator{
 		seed: o.Seed, contexts: o.Contexts, life: o.Life, role: o.Role, tls: o.TLS, now: o.Now,
-		credentials: slices.Clone(o.Credentials), closing: make(chan struct{}),
+		credentials: slices.Clone(o.Credentials), wrapped: o.Wrapped, closing: make(chan struct{}),
 		tokens: map[string]time.Time{}, nonces: map[string]bool{}, counts: map[Count]*tally{}, plaintexts: map[string]bool{}, secrets: map[secretKey]*secret{},
 	}
 	if e.seed == "" {
@@ -106,6 +118,16 @@ func New(o Options) (*Emulator, error) {
 		e.keys = append(e.keys, k)
 	}
 	return e, e.SetFaults(o.Faults...)
+}
+
+// elsewhere returns what a CMK of a region has wrapped elsewhere; the CMK is any if its URI is empty.
+func (e *Emulator) elsewhere(provider, region, cmk string, blob []byte) *Wrapped {
+	for i, w := range e.wrapped {
+		if k := e.key(w.CMK); k != nil && k.provider == provider && k.region == region && (cmk == "" || cmk == w.CMK) && bytes.Equal(w.Blob, blob) {
+			return &e.wrapped[i]
+		}
+	}
+	return nil
 }
 
 // Close closes every endpoint and returns when no request is being answered any more.

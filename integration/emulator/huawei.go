@@ -190,6 +190,9 @@ func (h huawei) decryptDataKey(c *call, k *key, req huaweiRequest) (map[string]a
 		return nil, errHuaweiCipher
 	}
 	dataKey, fail := openDataKey(k, blob, n, req.AAD)
+	if w := h.elsewhere(Huawei, k.region, k.URI, blob); w != nil && len(w.DataKey) == n && req.AAD == "" {
+		dataKey, fail = w.DataKey, nil
+	}
 	if fail != nil {
 		return nil, fail
 	}
