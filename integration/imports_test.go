@@ -126,7 +126,7 @@ func TestManual(t *testing.T) {
 	flags := regexp.MustCompile(`--[a-z-]+`)
 	seen := 0
 	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"keyring", "check", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"},
-		{"rewrap", "--help"}, {"rotate", "--help"}, {"reencrypt", "--help"}, {"status", "--help"}, {"data", "encrypt", "--help"}, {"data", "decrypt", "--help"}, {"secret", "get", "--help"}, {"secret", "create", "--help"}} {
+		{"rewrap", "--help"}, {"rotate", "--help"}, {"reencrypt", "--help"}, {"status", "--help"}, {"encrypt", "--help"}, {"decrypt", "--help"}, {"data", "encrypt", "--help"}, {"data", "decrypt", "--help"}, {"secret", "get", "--help"}, {"secret", "create", "--help"}} {
 		for _, flag := range flags.FindAllString(v.ok(t, command...), -1) {
 			seen++
 			if flag != "--help" && flag != "--version" && !strings.Contains(string(manual), "**"+flag+"**") {

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -121,6 +123,47 @@ func TestVectors(t *testing.T) {
 		plain, err := open(v.format, v.message, v.dk)
 		if sum := sha256.Sum256(plain); err != nil || len(plain) != v.PlaintextLen || hex.EncodeToString(sum[:]) != v.PlaintextSHA256 {
 			t.Errorf("%s: opened to %d bytes, %v", v.ID, len(plain), err)
+		}
+	}
+}
+
+// TestDocs compares the dumps in docs/sdk-formats.md with the messages that they are of.
+func TestDocs(t *testing.T) {
+	doc, err := os.ReadFile("../docs/sdk-formats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dumps := regexp.MustCompile("(?s)```\n(.*?)```\n\n\\(`sdkformat/(.*?)`").FindAllStringSubmatch(string(doc), -1)
+	if len(dumps) != len(Formats()) {
+		t.Fatalf("%d dumps", len(dumps))
+	}
+	for _, d := range dumps {
+		message, err := os.ReadFile(d[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSpace(d[1]), "\n")
+		for i, line := range lines {
+			line, _, _ = strings.Cut(line, ";")
+			offset, text, _ := strings.Cut(line, " ")
+			start, err := strconv.Atoi(offset)
+			if err != nil {
+				t.Fatal(err)
+			}
+			end := len(message)
+			if i+1 < len(lines) {
+				next, _, _ := strings.Cut(lines[i+1], " ")
+				if end, err = strconv.Atoi(next); err != nil {
+					t.Fatal(err)
+				}
+			}
+			is := message[start:end]
+			first, last, cut := strings.Cut(strings.ReplaceAll(text, " ", ""), "…")
+			head, err1 := hex.DecodeString(first)
+			tail, err2 := hex.DecodeString(last)
+			if err1 != nil || err2 != nil || !bytes.HasPrefix(is, head) || !bytes.HasSuffix(is, tail) || !cut && len(is) != len(head) {
+				t.Errorf("%s: line %q is %x", d[2], line, is)
+			}
 		}
 	}
 }
