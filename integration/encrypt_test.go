@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"os"
@@ -174,6 +175,8 @@ type sdkVector struct {
 	AlgorithmID     int    `json:"algorithm_id"`
 	PlaintextSHA256 string `json:"plaintext_sha256"`
 	MessageFile     string `json:"message_file"`
+	RawMasterKey    string `json:"raw_master_key_hex"`
+	RawPrivateKey   string `json:"raw_private_key_pkcs8_hex"`
 
 	path string
 }
@@ -219,12 +222,27 @@ func (s *sdkVector) cmkURIs(t *testing.T) map[string]string {
 	return uris
 }
 
+// rawKey writes the master key of a raw keyring into a file.
+func (s *sdkVector) rawKey(t *testing.T, v *volume) string {
+	t.Helper()
+	text := []byte(s.RawMasterKey + "\n")
+	if s.RawPrivateKey != "" {
+		der, err := hex.DecodeString(s.RawPrivateKey)
+		must(t, err)
+		text = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	}
+	return v.put(t, "raw", text)
+}
+
 // TestDecryptVectors opens what the vendors' own SDKs made: each message with each of its CMKs alone.
 func TestDecryptVectors(t *testing.T) {
 	var o emulator.Options
 	seen := make(map[string]bool)
 	all := sdkVectors(t)
 	for _, s := range all {
+		if strings.HasPrefix(s.Keyring, "raw") {
+			continue // no KMS has wrapped its data key
+		}
 		uris := s.cmkURIs(t)
 		for _, uri := range uris {
 			if !seen[uri] {
@@ -244,12 +262,16 @@ func TestDecryptVectors(t *testing.T) {
 	out := filepath.Join(c.dir, "out")
 	opened := 0
 	for _, s := range all {
+		uris := s.cmkURIs(t)
 		if strings.HasPrefix(s.Keyring, "raw") {
-			continue // opened in sdkformat: no KMS has wrapped their data keys
+			uris = map[string]string{"": s.rawKey(t, c.volume)}
 		}
 		authentic := s.AlgorithmID <= 2 || s.AlgorithmID == 9 || s.Keyring != "" && s.AlgorithmID == 3
-		for _, uri := range s.cmkURIs(t) {
+		for _, uri := range uris {
 			args := []string{"decrypt", "--cmk", uri}
+			if strings.HasPrefix(s.Keyring, "raw") {
+				args = []string{"decrypt", "--raw-key", uri}
+			}
 			if !authentic {
 				c.refused(t, 1, []string{s.path, "--allow-unauthenticated"}, append(args, s.path, out)...)
 				args = append(args, "--allow-unauthenticated")
@@ -438,6 +460,9 @@ func badEncrypts() []badInput {
 		{name: "a newer format", setup: sealed + `; printf '\2' | dd of=sealed bs=1 seek=9 conv=notrunc status=none`, args: "decrypt --cmk local:$K $R/sealed $R/a", code: exitVersion, says: "$R/sealed.*newer"},
 		{name: "nobody trusted", setup: sealed, args: "decrypt $R/sealed $R/a", code: exitCMK, says: "no CMK.*trusted(?s:.*)--cmk"},
 		{name: "another CMK", setup: sealed + "; $KMSFS key new other >/dev/null", args: "decrypt --cmk local:$R/other $R/sealed $R/a", code: exitCMK, says: "local:[0-9a-f]{32}.*--cmk"},
+		{name: "a raw key that is none", setup: sealed + "; echo 00 > raw; chmod 600 raw", args: "decrypt --raw-key $R/raw $R/sealed $R/a", code: exitCMK, says: "$R/raw.*hex digits"},
+		{name: "a raw key that others read", setup: sealed + "; install -m 644 /dev/null raw", args: "decrypt --raw-key $R/raw $R/sealed $R/a", code: exitCMK, says: "$R/raw.*chmod 600"},
+		{name: "no raw key", args: "decrypt --raw-key $R/raw $K $R/a", code: exitCMK, says: "$R/raw"},
 		{name: "encrypt on a full disk", setup: smallDisk, cleanup: off, args: "encrypt --cmk local:$K $R/in $R/disk/a", code: exitIO, says: "$R/disk/a.*no space"},
 		{name: "decrypt on a full disk", setup: smallDisk + "; KMSFS_CONFIG_DIR=$C $KMSFS encrypt --cmk local:$K in sealed", cleanup: off,
 			args: "decrypt --cmk local:$K $R/sealed $R/disk/a", code: exitIO, says: "$R/disk/a.*no space"},

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/filecrypt"
@@ -34,6 +35,7 @@ func decryptCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "context", Usage: "refuse IN unless its encryption context has `KEY=VALUE` (repeatable)"},
 			&cli.StringFlag{Name: "format", Usage: "read `F`: kmsfs, alibaba, alibaba-stream, huawei or huawei-stream", DefaultText: "found out"},
 			&cli.BoolFlag{Name: "allow-unauthenticated", Usage: "decrypt messages of CBC and CTR, too, which whoever could write them may have changed"},
+			&cli.StringFlag{Name: "raw-key", Usage: "open messages of raw keyrings of Huawei Cloud's SDK with the master key in `FILE`: hex digits, or PKCS #8 in PEM"},
 			forceFlag(), configFlag(), endpointFlag(),
 		},
 		Action: doDecrypt,
@@ -46,6 +48,7 @@ type decryption struct {
 	format          string // empty to find out
 	context         map[string]string
 	unauthenticated bool
+	raw             *sdkformat.RawKey // nil for none
 }
 
 func doDecrypt(c *cli.Context) error {
@@ -87,8 +90,44 @@ func newDecryption(c *cli.Context) (*decryption, error) {
 	if d.context, err = contextFlag(c); err != nil {
 		return nil, err
 	}
+	if path := c.String("raw-key"); path != "" {
+		if d.raw, err = readRawKey(path); err != nil {
+			return nil, err
+		}
+	}
 	d.trust, err = newTrust(c, mountOptions{}, conf)
 	return d, err
+}
+
+// maxRawKey bounds the size of a file with a raw key, in bytes.
+const maxRawKey = 64 << 10
+
+// readRawKey reads the master key of a raw keyring, which must not be open to others.
+func readRawKey(path string) (*sdkformat.RawKey, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // or a FIFO would block
+	if err != nil {
+		return nil, fail(exitCMK, "--raw-key: %w", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !st.Mode().IsRegular():
+		return nil, fail(exitCMK, "--raw-key %s is not a regular file", path)
+	case st.Mode().Perm()&0o077 != 0:
+		return nil, fail(exitCMK, "--raw-key %s has mode %04o: others can read or change it; run: chmod 600 %s", path, st.Mode().Perm(), path)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxRawKey))
+	defer clear(text)
+	if err != nil {
+		return nil, err
+	}
+	k, err := sdkformat.ParseRawKey(text)
+	if err != nil {
+		return nil, fail(exitCMK, "--raw-key %s: %w", path, err)
+	}
+	return k, nil
 }
 
 // run decrypts in to OUT.
@@ -185,6 +224,23 @@ func (d *decryption) prepareMessage(c *cli.Context, in *input, prefix []byte) (f
 	if err := d.checkContext(m.Context); err != nil {
 		return nil, err
 	}
+	dk, err := d.unwrap(c, m, in)
+	if err != nil {
+		return nil, err
+	}
+	return func(out *output) error {
+		defer dk.Wipe()
+		return openMessage(c, m, in, out, dk)
+	}, nil
+}
+
+// unwrap returns the data key of a message, whose header it verifies.
+func (d *decryption) unwrap(c *cli.Context, m *sdkformat.Message, in *input) (keyring.DataKey, error) {
+	if d.raw != nil {
+		if dk, err := d.raw.Unwrap(m); err == nil {
+			return dk, nil
+		}
+	}
 	cmks, err := d.trustedFor(in)
 	if err != nil {
 		return nil, err
@@ -192,13 +248,7 @@ func (d *decryption) prepareMessage(c *cli.Context, in *input, prefix []byte) (f
 	cmks = slices.DeleteFunc(slices.Clone(cmks), func(cmk string) bool { return !strings.HasPrefix(cmk, schemeOf(m.Format)+":") })
 	k, failures := d.keyrings.sdk(cmks, m.KeySize(), m.Context)
 	dk, err := keyring.DecryptVerified(c.Context, k, m.EDKs(cmks), nil, m.Verify)
-	if err := d.explain(c, err, k, failures, m.Names()); err != nil {
-		return nil, err
-	}
-	return func(out *output) error {
-		defer dk.Wipe()
-		return openMessage(c, m, in, out, dk)
-	}, nil
+	return dk, d.explain(c, err, k, failures, m.Names())
 }
 
 // parse reads the message that begins with prefix.
