@@ -1,9 +1,11 @@
 package alikms
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"net/http"
+	"net/url"
 	"sync"
 	"testing"
 	"time"
@@ -176,6 +178,17 @@ func TestCodes(t *testing.T) {
 			cloudtest.MustHide(t, err.Error(), nil)
 		}
 	}
+}
+
+func TestSDK(t *testing.T) {
+	object := func(ec keyring.EncryptionContext) string {
+		b, err := json.Marshal(ec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return url.Values{"EncryptionContext": {string(b)}}.Encode()
+	}
+	cloudtest.RunSDK(t, testCMK, "EncryptionContext", object, newKeyring)
 }
 
 // TestManyGoroutines is for the race detector: the SDK's clients are not safe for two of them.

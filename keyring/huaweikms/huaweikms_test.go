@@ -58,6 +58,10 @@ func TestKeyStates(t *testing.T) { cloudtest.RunStates(t, testCMK, newKeyring) }
 
 func TestCheck(t *testing.T) { cloudtest.RunCheck(t, testCMK, newKeyring) }
 
+func TestSDK(t *testing.T) {
+	cloudtest.RunSDK(t, testCMK, "additional_authenticated_data", nil, newKeyring)
+}
+
 func TestLies(t *testing.T) {
 	cloudtest.RunLies(t, testCMK, []cloudtest.Lie{
 		{Name: "no digest", Spec: "AES_256", Operation: "decrypt-datakey", Field: "datakey_dgst", Value: nil, Want: cloud.BadAnswer},
