@@ -303,15 +303,21 @@ func TestEncryptDropIn(t *testing.T) {
 		in := v.put(t, "in", plain)
 		local := "local:" + v.cmk
 		if names == "plaintext names" {
-			v.ok(t, "encrypt", "--cmk", local, "--context", "team=web", "--segment-size", "8192", in, filepath.Join(v.cipher, "dropped"))
-			v.ok(t, "encrypt", "--cmk", local, "--context", "team=db", "--segment-size", "8192", in, filepath.Join(v.cipher, "foreign"))
+			v.ok(t, "encrypt", "--cmk", local, "--context", "team=web", "--segment-size", "8192", in, filepath.Join(v.dir, "sealed"))
+			shell(t, v.dir, "mv sealed cipher/dropped")
+			v.ok(t, "encrypt", "--cmk", local, "--context", "team=web", in, filepath.Join(v.cipher, "made"))
+			if r := v.run(t, "encrypt", "--cmk", local, "--context", "team=db", in, filepath.Join(v.cipher, "foreign")); r.code != 0 || !strings.Contains(r.stderr, "another encryption context") {
+				t.Errorf("made in a volume of another context: exit code %d, %s", r.code, r.stderr)
+			}
 		}
 		v.mount(t)
 		must(t, os.WriteFile(filepath.Join(v.plain, "file"), plain, 0o600))
 		shell(t, v.plain, "truncate -s 20M sparse; printf x | dd of=sparse bs=1 seek=10000000 conv=notrunc status=none; : > empty")
 		if names == "plaintext names" {
-			if b, err := os.ReadFile(filepath.Join(v.plain, "dropped")); err != nil || !bytes.Equal(b, plain) {
-				t.Errorf("dropped in: %d bytes, %v", len(b), err)
+			for _, name := range []string{"dropped", "made"} {
+				if b, err := os.ReadFile(filepath.Join(v.plain, name)); err != nil || !bytes.Equal(b, plain) {
+					t.Errorf("%s: %d bytes, %v", name, len(b), err)
+				}
 			}
 			if _, err := os.ReadFile(filepath.Join(v.plain, "foreign")); err == nil {
 				t.Error("a file of another context opens")
@@ -319,7 +325,7 @@ func TestEncryptDropIn(t *testing.T) {
 			must(t, os.Remove(filepath.Join(v.plain, "foreign")))
 		}
 		want := map[string]int{}
-		for _, name := range []string{"file", "sparse", "empty", "dropped"} {
+		for _, name := range []string{"file", "sparse", "empty", "dropped", "made"} {
 			if b, err := os.ReadFile(filepath.Join(v.plain, name)); err == nil {
 				want[string(b)]++
 			}

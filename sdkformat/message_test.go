@@ -261,6 +261,21 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
+// TestTooLong refuses at once what the SDKs could not hold.
+func TestTooLong(t *testing.T) {
+	for f, n := range map[Format]int64{Alibaba: maxWhole + 1, Huawei: maxWhole + 1, AlibabaStream: maxGCM + 1} {
+		dk := keyring.NewDataKey(32)
+		m, err := New(f, AES256GCM, nil, edks(), dk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := m.Seal(&out, iotest.ErrReader(errors.New("read")), n, dk, nil); !errors.Is(err, ErrBounds) || out.Len() > 0 {
+			t.Errorf("%v: %v, %d bytes written", f, err, out.Len())
+		}
+	}
+}
+
 func second(_ *Message, err error) error { return err }
 
 // TestEDKs matches EDKs to CMKs: by what the message names, or by trying all of the cloud.

@@ -29,6 +29,9 @@ func (m *Message) NeedsLength() bool { return m.Format == Alibaba || m.Format ==
 // Seal writes a message that [New] made: all that src yields, sealed. It has size bytes; -1 says that nobody knows, and then a message that
 // needs its length in front is kept in spool, sealed, until the end of src. The error wraps [ErrBounds] if a message of the format cannot be so long.
 func (m *Message) Seal(dst io.Writer, src io.Reader, size int64, dk keyring.DataKey, spool Spool) error {
+	if err := m.checkLength(size); err != nil {
+		return err
+	}
 	if !m.NeedsLength() || size >= 0 {
 		if m.NeedsLength() {
 			m.length = size
@@ -65,6 +68,19 @@ func (m *Message) Seal(dst io.Writer, src io.Reader, size int64, dk keyring.Data
 	return m.writeTrailer(dst, tag)
 }
 
+// checkLength refuses a body of n bytes that is too long for the message.
+func (m *Message) checkLength(n int64) error {
+	switch {
+	case m.Segmented():
+		return nil // sealSegments counts
+	case m.NeedsLength() && n > maxWhole:
+		return fmt.Errorf("%w: more than %d bytes, which the SDK holds in memory; %v-stream can", ErrBounds, int64(maxWhole), m.Format)
+	case n > maxGCM:
+		return fmt.Errorf("%w: more than %d bytes", ErrBounds, int64(maxGCM))
+	}
+	return nil
+}
+
 func (m *Message) writePrefix(dst io.Writer) error {
 	prefix, err := m.Append(nil)
 	if err == nil {
@@ -83,10 +99,6 @@ func (m *Message) writeTrailer(dst io.Writer, tag []byte) error {
 
 // sealBody seals src in one run.
 func (m *Message) sealBody(dst io.Writer, src io.Reader, dk keyring.DataKey) (n int64, tag []byte, err error) {
-	limit := int64(maxGCM)
-	if m.NeedsLength() {
-		limit = maxWhole
-	}
 	g := newGCM(m.suite().block(dk), m.bodyIV, m.ctx)
 	buf := make([]byte, pieceSize)
 	for {
@@ -95,8 +107,9 @@ func (m *Message) sealBody(dst io.Writer, src io.Reader, dk keyring.DataKey) (n 
 			return n, nil, err
 		}
 		piece := buf[:read]
-		if n += int64(read); n > limit {
-			return n, nil, fmt.Errorf("%w: more than %d bytes", ErrBounds, limit)
+		n += int64(read)
+		if err := m.checkLength(n); err != nil {
+			return n, nil, err
 		}
 		g.stream.XORKeyStream(piece, piece)
 		g.hash(piece)

@@ -157,7 +157,7 @@ func (d *decryption) run(c *cli.Context, in *input, name string) error {
 		return err
 	}
 	defer out.discard()
-	defer in.bar.clear()
+	defer func() { in.bar.clear() }() // there is none yet
 	if err := open(out); err != nil {
 		return err
 	}
@@ -254,7 +254,11 @@ func (d *decryption) unwrap(c *cli.Context, m *sdkformat.Message, in *input) (ke
 // parse reads the message that begins with prefix.
 func (d *decryption) parse(in *input, prefix []byte) (*sdkformat.Message, error) {
 	if d.format == "" {
-		m, err := sdkformat.Detect(prefix, in.size)
+		size := in.size
+		if size < 0 && len(prefix) < sdkformat.MaxPrefix {
+			size = int64(len(prefix)) // that is all
+		}
+		m, err := sdkformat.Detect(prefix, size)
 		if errors.Is(err, sdkformat.ErrFormat) {
 			err = fmt.Errorf("%w; it is no ciphertext of kmsfs either", err)
 		}
@@ -302,7 +306,7 @@ func openMessage(c *cli.Context, m *sdkformat.Message, in *input, out *output, d
 
 // trustedFor returns the CMKs that are trusted for a file: as for the volume that it is in, if it is in one.
 func (d *decryption) trustedFor(in *input) ([]string, error) {
-	if in.f != os.Stdin {
+	if in.f != os.Stdin && len(d.named) == 0 {
 		if dir, err := volumeOf(in.name); err == nil {
 			v, err := openVolume(dir)
 			if err != nil {

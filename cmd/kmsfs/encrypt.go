@@ -37,8 +37,8 @@ func encryptCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "context", Usage: "bind `KEY=VALUE` into every wrapped key (repeatable)"},
 			&cli.StringFlag{Name: "algorithm", Usage: "seal with `A`: aes-256-gcm, aes-128-gcm or sm4-128-gcm", DefaultText: "aes-256-gcm"},
 			&cli.StringFlag{Name: "format", Usage: "write `F`: kmsfs, or what the clouds' encryption SDKs read: alibaba, alibaba-stream, huawei, huawei-stream", DefaultText: "kmsfs"},
-			&cli.IntFlag{Name: "segment-size", Usage: "kmsfs: seal `BYTES` at a time, a power of two from 4096 to 65536", DefaultText: "4096"},
-			&cli.IntFlag{Name: "header-size", Usage: "kmsfs: make the header `BYTES` long, as inspect shows it of a volume", DefaultText: "as a new volume has it"},
+			&cli.IntFlag{Name: "segment-size", Usage: "kmsfs: seal `BYTES` at a time, a power of two from 4096 to 65536", DefaultText: "4096, or that of the volume that OUT is in"},
+			&cli.IntFlag{Name: "header-size", Usage: "kmsfs: make the header `BYTES` long, as inspect shows it of a volume", DefaultText: "that of the volume that OUT is in, or of a new one"},
 			forceFlag(), configFlag(), endpointFlag(),
 		},
 		Action: doEncrypt,
@@ -69,6 +69,9 @@ func doEncrypt(c *cli.Context) error {
 	}
 	if err := checkOutput(c, args[1]); err != nil {
 		return err
+	}
+	if e.format == 0 && args[1] != "-" {
+		e.fit(c, args[1])
 	}
 	if args[1] == "-" && isTerminal(os.Stdout) {
 		return usagef("encrypt: ciphertext is not for a terminal\nhint: redirect it, or name a file OUT")
@@ -124,6 +127,43 @@ func newEncryption(c *cli.Context) (*encryption, error) {
 		}
 	}
 	return e, nil
+}
+
+// fit gives a file that is made in a volume the segment size and the header length that it must have there, unless the command line says otherwise, and
+// warns if it does not fit all the same. Nothing of the volume header is authenticated: the worst that a forged one does is a file that does not open there.
+func (e *encryption) fit(c *cli.Context, name string) {
+	dir, err := volumeOf(name)
+	if err != nil {
+		return
+	}
+	v, err := volume.Open(dir)
+	if err != nil {
+		return
+	}
+	defer v.Close()
+	h := v.Header()
+	if !c.IsSet("header-size") {
+		e.headerSize = h.Size
+	}
+	if !c.IsSet("segment-size") {
+		e.SegmentSize = h.SegmentSize
+	}
+	why := ""
+	switch {
+	case !h.PlaintextNames:
+		why = "has sealed names"
+	case h.Algorithm != e.Algorithm:
+		why = "is of algorithm " + h.Algorithm.String()
+	case !h.Context.Equal(e.Context):
+		why = "has another encryption context"
+	case h.SegmentSize != e.SegmentSize || h.Size != e.headerSize:
+		why = "has another segment size or header length"
+	case mountpointOf(v.Dir()) != "":
+		why = "is mounted"
+	default:
+		return
+	}
+	fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: %s will not show as a file of the volume %s, which %s\n", name, v.Dir(), why)
 }
 
 // parseFormat reads the value of --format; 0 is kmsfs's own.
