@@ -10,10 +10,12 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/local"
 	"github.com/kmsfs/kmsfs/reencrypt"
+	"github.com/kmsfs/kmsfs/sdkformat"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -36,6 +38,13 @@ func TestExitCodes(t *testing.T) {
 		{header.ErrFormat, exitNotVolume},
 		{volume.ErrDamaged, exitDamaged},
 		{fmt.Errorf("%w: %w", volume.ErrDamaged, header.ErrFormat), exitDamaged},
+		{header.ErrAuth, exitDamaged},
+		{blockcrypt.ErrAuth, exitDamaged},
+		{blockcrypt.ErrSize, exitDamaged},
+		{sdkformat.ErrAuth, exitDamaged},
+		{sdkformat.ErrFormat, exitNotVolume},
+		{sdkformat.ErrBounds, exitUsage},
+		{sdkformat.ErrUnauthenticated, exitOther},
 		{header.ErrVersion, exitVersion},
 		{keyring.ErrNoMatch, exitCMK},
 		{keyring.ErrDenied, exitCMK},
