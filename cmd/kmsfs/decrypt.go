@@ -60,19 +60,7 @@ func doDecrypt(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := checkOutput(c, args[1]); err != nil {
-		return err
-	}
-	in, err := openInput(c.Context, args[0])
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	harden()
-	if err := d.run(c, in, args[1]); err != nil {
-		return fmt.Errorf("decrypt %s: %w", in.name, hinted(err))
-	}
-	return nil
+	return transfer(c, args, d.prepare)
 }
 
 // newDecryption collects and checks the command line and the configuration.
@@ -130,38 +118,20 @@ func readRawKey(path string) (*sdkformat.RawKey, error) {
 	return k, nil
 }
 
-// run decrypts in to OUT.
-func (d *decryption) run(c *cli.Context, in *input, name string) error {
+// prepare finds out what in is and unwraps its data key, and returns what decrypts it.
+func (d *decryption) prepare(c *cli.Context, in *input, _ string) (open func(*output) error, err error) {
 	prefix, err := in.peek()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var open func(*output) error
 	switch {
 	case len(prefix) == 0 && (d.format == "" || d.format == ownFormat):
 		// The ciphertext of nothing is nothing, docs/format.md section 3.
-		if err := d.checkContext(nil); err != nil {
-			return err
-		}
-		open = func(*output) error { return nil }
+		return func(*output) error { return nil }, d.checkContext(nil)
 	case d.format == ownFormat || d.format == "" && header.Begins(prefix):
-		open, err = d.prepareOwn(c, in, prefix)
-	default:
-		open, err = d.prepareMessage(c, in, prefix)
+		return d.prepareOwn(c, in, prefix)
 	}
-	if err != nil {
-		return err
-	}
-	out, err := createOutput(c, name)
-	if err != nil {
-		return err
-	}
-	defer out.discard()
-	defer func() { in.bar.clear() }() // there is none yet
-	if err := open(out); err != nil {
-		return err
-	}
-	return out.commit()
+	return d.prepareMessage(c, in, prefix)
 }
 
 // checkContext refuses an encryption context that lacks what the command line demands. Nobody has authenticated it yet; if it is another one, the
@@ -331,6 +301,6 @@ func (d *decryption) explain(c *cli.Context, err error, k *failover.Keyring, fai
 	if errors.Is(err, keyring.ErrNoMatch) { // says no more than the hint
 		err = errors.New("no CMK that may open it is trusted on this machine")
 	}
-	failures = append(failures, hinted(err), opensHint("it", names))
+	failures = append(failures, err, opensHint("it", names))
 	return fail(exitCMK, "%w", errors.Join(failures...))
 }

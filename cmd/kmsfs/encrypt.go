@@ -67,25 +67,10 @@ func doEncrypt(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := checkOutput(c, args[1]); err != nil {
-		return err
-	}
-	if e.format == 0 && args[1] != "-" {
-		e.fit(c, args[1])
-	}
 	if args[1] == "-" && isTerminal(os.Stdout) {
 		return usagef("encrypt: ciphertext is not for a terminal\nhint: redirect it, or name a file OUT")
 	}
-	in, err := openInput(c.Context, args[0])
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	harden()
-	if err := e.run(c, in, args[1]); err != nil {
-		return fmt.Errorf("encrypt %s: %w", in.name, hinted(err))
-	}
-	return nil
+	return transfer(c, args, e.prepare)
 }
 
 // newEncryption collects and checks the command line and the configuration.
@@ -187,28 +172,12 @@ func schemeOf(f sdkformat.Format) string {
 	return cloud.Huawei
 }
 
-// run encrypts in to OUT.
-func (e *encryption) run(c *cli.Context, in *input, name string) error {
-	in.bar = barOf(c.App.ErrWriter, in.size)
-	defer in.bar.clear()
-	seal, err := e.prepare(c, in)
-	if err != nil {
-		return err
-	}
-	out, err := createOutput(c, name)
-	if err != nil {
-		return err
-	}
-	defer out.discard()
-	if err := seal(out); err != nil {
-		return err
-	}
-	return out.commit()
-}
-
 // prepare makes and wraps a data key, and returns what encrypts in with it.
-func (e *encryption) prepare(c *cli.Context, in *input) (seal func(*output) error, err error) {
+func (e *encryption) prepare(c *cli.Context, in *input, name string) (seal func(*output) error, err error) {
 	if e.format == 0 {
+		if name != "-" {
+			e.fit(c, name)
+		}
 		return e.prepareOwn(c, in)
 	}
 	k, failures := e.keyrings.sdk(e.cmks, e.Algorithm.KeySize(), e.Context)
@@ -226,6 +195,7 @@ func (e *encryption) prepare(c *cli.Context, in *input) (seal func(*output) erro
 	}
 	return func(out *output) error {
 		defer dk.Wipe()
+		in.bar = barOf(c.App.ErrWriter, in.size)
 		if !m.NeedsLength() || in.size >= 0 {
 			return m.Seal(out, in, in.size, dk, nil)
 		}
@@ -250,6 +220,7 @@ func (e *encryption) prepareOwn(c *cli.Context, in *input) (seal func(*output) e
 		return nil, err
 	}
 	return func(out *output) error {
+		in.bar = barOf(c.App.ErrWriter, in.size)
 		if in.size < 0 || out.isStream() {
 			return f.Encrypt(out, in)
 		}
