@@ -299,6 +299,10 @@ func FuzzScan(f *testing.F) {
 		if err == nil && !bytes.Equal(whole, got.data) {
 			t.Fatal("a scan gives other bytes than reading")
 		}
+		front, _, err := streamed(b, v.l, v.cipher(t, 1))
+		if (err == nil) != (len(got.faults) == 0) || err == nil && !bytes.Equal(whole, front) {
+			t.Fatalf("front to back says %v, scanning %+v", err, got.faults)
+		}
 	})
 }
 
