@@ -20,7 +20,7 @@ func transfer(c *cli.Context, args []string, prepare func(c *cli.Context, in *in
 	harden()
 	write, err := prepare(c, in, args[1])
 	if err == nil {
-		err = writeOutput(c, in, args[1], write)
+		err = produce(c, in, args[1], write)
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", c.Command.Name, in.name, hinted(err))
@@ -28,7 +28,7 @@ func transfer(c *cli.Context, args []string, prepare func(c *cli.Context, in *in
 	return nil
 }
 
-func writeOutput(c *cli.Context, in *input, name string, write func(*output) error) error {
+func produce(c *cli.Context, in *input, name string, write func(*output) error) error {
 	out, err := createOutput(c, name)
 	if err != nil {
 		return err
