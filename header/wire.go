@@ -172,27 +172,10 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
-	flags := h.later.flags
-	if h.PlaintextNames {
-		flags |= flagPlainNames
-	}
-	if h.PerFile {
-		flags |= flagPerFile
-	}
-	if h.Kind == Volume && h.Generation > 0 {
-		flags |= flagRotated
-	}
 	start := len(dst)
-	dst = append(dst, magic[:]...)
-	dst = append(dst, byte(h.FormatVersion()), Version, byte(h.Kind), byte(h.Algorithm), byte(bits.TrailingZeros(uint(h.SegmentSize))), 0)
-	dst = binary.BigEndian.AppendUint16(dst, flags)
-	dst = binary.BigEndian.AppendUint32(dst, uint32(h.Size))
-	dst = append(dst, 0, 0, 0, 0) // used length, below
-	dst = append(dst, h.FileID[:]...)
-	dst = append(dst, h.KeyID[:]...)
-	dst, err := h.Context.AppendTo(dst)
+	dst, err := h.appendFixed(dst)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrBounds, err)
+		return nil, err
 	}
 	dst = append(dst, byte(len(h.EDKs)))
 	for i, e := range h.EDKs {
@@ -209,6 +192,43 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 		dst = binary.BigEndian.AppendUint16(dst, uint16(len(e.Wrapped)))
 		dst = append(dst, e.Wrapped...)
 	}
+	dst = h.appendAfter(dst)
+	used := len(dst) - start + macSize
+	if used > h.Size {
+		return nil, fmt.Errorf("%w: %d bytes do not fit into a header of %d", ErrBounds, used, h.Size)
+	}
+	binary.BigEndian.PutUint32(dst[start+20:], uint32(used))
+	return dst, nil
+}
+
+// appendFixed appends what comes before the EDKs, with a used length of 0.
+func (h *Header) appendFixed(dst []byte) ([]byte, error) {
+	flags := h.later.flags
+	if h.PlaintextNames {
+		flags |= flagPlainNames
+	}
+	if h.PerFile {
+		flags |= flagPerFile
+	}
+	if h.Kind == Volume && h.Generation > 0 {
+		flags |= flagRotated
+	}
+	dst = append(dst, magic[:]...)
+	dst = append(dst, byte(h.FormatVersion()), Version, byte(h.Kind), byte(h.Algorithm), byte(bits.TrailingZeros(uint(h.SegmentSize))), 0)
+	dst = binary.BigEndian.AppendUint16(dst, flags)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(h.Size))
+	dst = append(dst, 0, 0, 0, 0)
+	dst = append(dst, h.FileID[:]...)
+	dst = append(dst, h.KeyID[:]...)
+	dst, err := h.Context.AppendTo(dst)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBounds, err)
+	}
+	return dst, nil
+}
+
+// appendAfter appends what is between the EDKs and the MAC.
+func (h *Header) appendAfter(dst []byte) []byte {
 	if h.Generation > 0 {
 		dst = binary.BigEndian.AppendUint64(dst, h.Generation)
 	}
@@ -216,13 +236,17 @@ func (h *Header) appendSigned(dst []byte) ([]byte, error) {
 		dst = append(dst, h.Endorsement[:]...)
 	}
 	dst = append(dst, h.later.fields...)
-	dst = append(dst, h.commitment[:]...)
-	used := len(dst) - start + macSize
-	if used > h.Size {
-		return nil, fmt.Errorf("%w: %d bytes do not fit into a header of %d", ErrBounds, used, h.Size)
+	return append(dst, h.commitment[:]...)
+}
+
+// AppendLasting appends what a rewrap leaves as it is: everything but the EDKs, and the used length and the MAC, which follow from them. The error
+// wraps [ErrBounds].
+func (h *Header) AppendLasting(dst []byte) ([]byte, error) {
+	dst, err := h.appendFixed(dst)
+	if err != nil {
+		return nil, err
 	}
-	binary.BigEndian.PutUint32(dst[start+20:], uint32(used))
-	return dst, nil
+	return h.appendAfter(dst), nil
 }
 
 // lists reports whether one of edks is from cmk.
