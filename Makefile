@@ -6,7 +6,7 @@ BIN     ?= bin
 BUILD   ?= -trimpath
 TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
-LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck ./filecrypt ./sdkformat ./secrets
+LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck ./filecrypt ./sdkformat ./secrets ./signature ./manifest
 
 .PHONY: all build deps deps-databases demo test check unit race integration sm4 bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
 
@@ -100,6 +100,8 @@ fuzz:
 	$(GO) test -run '^$$' -fuzz '^FuzzScan$$' -fuzztime $(FUZZTIME) ./blockcrypt
 	$(GO) test -run '^$$' -fuzz '^FuzzFile$$' -fuzztime $(FUZZTIME) ./blockcrypt
 	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./sdkformat
+	$(GO) test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime $(FUZZTIME) ./signature
+	$(GO) test -run '^$$' -fuzz '^FuzzReader$$' -fuzztime $(FUZZTIME) ./manifest
 
 # Makes the frozen volume anew: only before a format is released, never after.
 freeze:
