@@ -22,7 +22,7 @@ const (
 )
 
 // put adds a version of a secret where the configuration looks for it.
-func (c *clouds) put(scheme, name, value string) string {
+func (c *clouds) putSecret(scheme, name, value string) string {
 	if scheme == "csms" {
 		return c.PutSecret(emulator.Huawei, "cn-north-4", secretProject, name, []byte(value))
 	}
@@ -48,7 +48,7 @@ func TestSecretCommands(t *testing.T) {
 			}
 		}
 		newer := strings.ReplaceAll(object, "the", "another")
-		c.put(scheme, "app-db", newer)
+		c.putSecret(scheme, "app-db", newer)
 		for ref, want := range map[string]string{"#password": "another password of another app", "#password@v1": "the password of the app", "@v2": newer} {
 			if got := c.okQuietly(t, nil, "secret", "get", uri+ref); got != want {
 				t.Errorf("%s%s: %d bytes, want %d", uri, ref, len(got), len(want))
@@ -108,7 +108,7 @@ func TestSecretCommands(t *testing.T) {
 func TestSecretTerminal(t *testing.T) {
 	c := newClouds(t, emulator.Options{})
 	c.configure(t, fmt.Sprintf(secretPlaces, "", ""))
-	c.put("csms", "db", "the password of the app")
+	c.putSecret("csms", "db", "the password of the app")
 	if got := c.okQuietly(t, nil, "secret", "get", "csms://db"); got != "the password of the app" {
 		t.Errorf("a pipe gets %d bytes", len(got))
 	}
@@ -150,8 +150,8 @@ func TestSecretSettings(t *testing.T) {
 	for _, scheme := range []string{"alibaba-secret", "csms"} {
 		all, err := json.Marshal(values)
 		must(t, err)
-		c.put(scheme, "settings", string(all))
-		c.put(scheme, "cmk", values["cmk"])
+		c.putSecret(scheme, "settings", string(all))
+		c.putSecret(scheme, "cmk", values["cmk"])
 	}
 	c.configure(t, "cmk = ['csms://cmk', '"+c.cmks[1]+"']\nalgorithm = 'alibaba-secret://settings#algorithm'\noptions = ['csms://settings#options@v1']\nlog = 'alibaba-secret://settings#log@ACSCurrent'\n"+
 		fmt.Sprintf(secretPlaces, "", ""))
@@ -185,11 +185,11 @@ func TestSecretSettings(t *testing.T) {
 // secret, and not its value.
 func TestSecretSettingsFail(t *testing.T) {
 	c := newClouds(t, emulator.Options{})
-	c.put("csms", "gone", "the value of a secret")
+	c.putSecret("csms", "gone", "the value of a secret")
 	must(t, c.SetSecretState(emulator.Huawei, "cn-north-4", secretProject, "gone", emulator.PendingDeletion))
-	c.put("csms", "odd", "the value of a secret")
-	c.put("csms", "lines", "the value of a secret\non two lines")
-	c.put("csms", "object", `{"a":"the value of a secret"}`)
+	c.putSecret("csms", "odd", "the value of a secret")
+	c.putSecret("csms", "lines", "the value of a secret\non two lines")
+	c.putSecret("csms", "object", `{"a":"the value of a secret"}`)
 	places := fmt.Sprintf(secretPlaces, "", "")
 	cmk := "cmk = ['" + c.cmks[0] + "']\n"
 	for name, r := range map[string]struct {
@@ -265,7 +265,7 @@ func testAccessKey(t *testing.T, scheme, table string, cmk int, read string) {
 	c := newClouds(t, emulator.Options{CMKs: cloudCMKs()[:2], Credentials: credentials})
 	c.cmks = c.cmks[cmk : cmk+1]
 	rotate := func(id string) {
-		c.put(scheme, "kms-user", fmt.Sprintf(`{"ak":%q,"sk":%q}`, id, "secret of "+id))
+		c.putSecret(scheme, "kms-user", fmt.Sprintf(`{"ak":%q,"sk":%q}`, id, "secret of "+id))
 	}
 	key := fmt.Sprintf("access-key = '%[1]s://kms-user#ak'\nsecret-key = '%[1]s://kms-user#sk'\n", scheme)
 	if table == "huawei" {
