@@ -177,7 +177,28 @@ func (c *Client) DecryptRSA(ctx context.Context, cmk cloud.CMK, version string, 
 
 // Describe implements [cloud.KMS].
 func (c *Client) Describe(ctx context.Context, cmk cloud.CMK) (info *cloud.KeyInfo, answer cloud.Answer, err error) {
-	answer, err = c.do(ctx, cmk, "DescribeKey", func(client *sdk.Client) error {
+	answer, err = c.metadata(ctx, cmk, func(m kms.KeyMetadata) error {
+		info = &cloud.KeyInfo{Spec: m.KeySpec, State: state(m.KeyState), Deletion: m.DeleteDate}
+		if strings.HasPrefix(m.KeySpec, "RSA_") {
+			info.Version = m.PrimaryKeyVersion
+		}
+		return nil
+	})
+	if err == nil && info.Version != "" && info.State == cloud.StateEnabled {
+		err = c.publicKey(ctx, cmk, info.Version, func(text string) (err error) {
+			info.PublicKey, err = cloud.ParsePublicKey(text)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, answer, err
+	}
+	return info, answer, nil
+}
+
+// metadata asks for what the KMS says of a CMK, and checks that it is about that one.
+func (c *Client) metadata(ctx context.Context, cmk cloud.CMK, read func(kms.KeyMetadata) error) (cloud.Answer, error) {
+	return c.do(ctx, cmk, "DescribeKey", func(client *sdk.Client) error {
 		r := kms.CreateDescribeKeyRequest()
 		form(r.RpcRequest, "KeyId", cmk.KeyID)
 		a := kms.CreateDescribeKeyResponse()
@@ -188,23 +209,16 @@ func (c *Client) Describe(ctx context.Context, cmk cloud.CMK) (info *cloud.KeyIn
 		if m.KeySpec == "" || m.KeyState == "" {
 			return cloud.Distrust("it does not describe the CMK")
 		}
-		info = &cloud.KeyInfo{Spec: m.KeySpec, State: state(m.KeyState), Deletion: m.DeleteDate}
-		if strings.HasPrefix(m.KeySpec, "RSA_") {
-			info.Version = m.PrimaryKeyVersion
+		if err := sameKey(cmk, m.KeyId, cloud.BadAnswer); err != nil {
+			return err
 		}
-		return sameKey(cmk, m.KeyId, cloud.BadAnswer)
+		return read(m)
 	})
-	if err == nil && info.Version != "" && info.State == cloud.StateEnabled {
-		info.PublicKey, err = c.publicKey(ctx, cmk, info.Version)
-	}
-	if err != nil {
-		return nil, answer, err
-	}
-	return info, answer, nil
 }
 
-func (c *Client) publicKey(ctx context.Context, cmk cloud.CMK, version string) (pkix []byte, err error) {
-	_, err = c.do(ctx, cmk, "GetPublicKey", func(client *sdk.Client) error {
+// publicKey asks for the public key of a version of a CMK, as PEM.
+func (c *Client) publicKey(ctx context.Context, cmk cloud.CMK, version string, read func(text string) error) error {
+	_, err := c.do(ctx, cmk, "GetPublicKey", func(client *sdk.Client) error {
 		r := kms.CreateGetPublicKeyRequest()
 		form(r.RpcRequest, "KeyId", cmk.KeyID, "KeyVersionId", version)
 		a := kms.CreateGetPublicKeyResponse()
@@ -212,16 +226,17 @@ func (c *Client) publicKey(ctx context.Context, cmk cloud.CMK, version string) (
 			return err
 		}
 		if a.KeyVersionId != version {
-			return cloud.Distrust("it is about another version of the key")
+			return errOtherVersion()
 		}
 		if err := sameKey(cmk, a.KeyId, cloud.BadAnswer); err != nil {
 			return err
 		}
-		pkix, err = cloud.ParsePublicKey(a.PublicKey)
-		return err
+		return read(a.PublicKey)
 	})
-	return pkix, err
+	return err
 }
+
+func errOtherVersion() error { return cloud.Distrust("it is about another version of the key") }
 
 // wrapped returns the bytes of a CiphertextBlob, which must come back as the same text.
 func wrapped(text string) ([]byte, error) {

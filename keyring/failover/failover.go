@@ -263,6 +263,11 @@ func (k *Keyring) order(edks []keyring.EncryptedDataKey) []*member {
 	return append(first, last...)
 }
 
+// Call makes a call of another kind at the first CMK, by the rules for its own: f is called again on faults that pass.
+func (k *Keyring) Call(ctx context.Context, what string, f func(context.Context) error) error {
+	return k.call(ctx, k.members[0], what, f)
+}
+
 // call makes a call at one CMK, several times if it must. A call that the caller gives up says nothing about the CMK.
 func (k *Keyring) call(ctx context.Context, m *member, what string, f func(context.Context) error) error {
 	all, cancel := context.WithTimeout(ctx, k.options.Deadline)

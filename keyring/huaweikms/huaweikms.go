@@ -217,7 +217,30 @@ func (c *Client) DecryptRSA(ctx context.Context, cmk cloud.CMK, _ string, cipher
 
 // Describe implements [cloud.KMS].
 func (c *Client) Describe(ctx context.Context, cmk cloud.CMK) (info *cloud.KeyInfo, answer cloud.Answer, err error) {
-	answer, err = c.do(ctx, cmk, "describe-key", func(client *core.HcHttpClient) error {
+	answer, err = c.details(ctx, cmk, func(i *model.KeyDetails) error {
+		info = &cloud.KeyInfo{Spec: i.KeySpec.Value(), State: state(*i.KeyState)}
+		if i.ScheduledDeletionDate != nil {
+			if ms, err := strconv.ParseInt(*i.ScheduledDeletionDate, 10, 64); err == nil && ms > 0 {
+				info.Deletion = time.UnixMilli(ms).UTC().Format(time.RFC3339)
+			}
+		}
+		return nil
+	})
+	if err == nil && strings.HasPrefix(info.Spec, "RSA_") && info.State == cloud.StateEnabled {
+		err = c.publicKey(ctx, cmk, func(text string) (err error) {
+			info.PublicKey, err = cloud.ParsePublicKey(text)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, answer, err
+	}
+	return info, answer, nil
+}
+
+// details asks for what the KMS says of a CMK, kind and state at least, and checks that it is about that one.
+func (c *Client) details(ctx context.Context, cmk cloud.CMK, read func(*model.KeyDetails) error) (cloud.Answer, error) {
+	return c.do(ctx, cmk, "describe-key", func(client *core.HcHttpClient) error {
 		a, err := invoke[model.ListKeyDetailResponse](client, kms.GenReqDefForListKeyDetail(), &model.ListKeyDetailRequest{Body: &model.OperateKeyRequestBody{KeyId: cmk.KeyID}})
 		if err != nil {
 			return err
@@ -226,25 +249,16 @@ func (c *Client) Describe(ctx context.Context, cmk cloud.CMK) (info *cloud.KeyIn
 		if i == nil || i.KeySpec == nil || i.KeySpec.Value() == "" || i.KeyState == nil {
 			return cloud.Distrust("it does not describe the CMK")
 		}
-		info = &cloud.KeyInfo{Spec: i.KeySpec.Value(), State: state(*i.KeyState)}
-		if i.ScheduledDeletionDate != nil {
-			if ms, err := strconv.ParseInt(*i.ScheduledDeletionDate, 10, 64); err == nil && ms > 0 {
-				info.Deletion = time.UnixMilli(ms).UTC().Format(time.RFC3339)
-			}
+		if err := sameKey(cmk, i.KeyId); err != nil {
+			return err
 		}
-		return sameKey(cmk, i.KeyId)
+		return read(i)
 	})
-	if err == nil && strings.HasPrefix(info.Spec, "RSA_") && info.State == cloud.StateEnabled {
-		info.PublicKey, err = c.publicKey(ctx, cmk)
-	}
-	if err != nil {
-		return nil, answer, err
-	}
-	return info, answer, nil
 }
 
-func (c *Client) publicKey(ctx context.Context, cmk cloud.CMK) (pkix []byte, err error) {
-	_, err = c.do(ctx, cmk, "get-publickey", func(client *core.HcHttpClient) error {
+// publicKey asks for the public key of a CMK, as PEM.
+func (c *Client) publicKey(ctx context.Context, cmk cloud.CMK, read func(text string) error) error {
+	_, err := c.do(ctx, cmk, "get-publickey", func(client *core.HcHttpClient) error {
 		a, err := invoke[model.ShowPublicKeyResponse](client, kms.GenReqDefForShowPublicKey(), &model.ShowPublicKeyRequest{Body: &model.OperateKeyRequestBody{KeyId: cmk.KeyID}})
 		if err != nil {
 			return err
@@ -255,10 +269,9 @@ func (c *Client) publicKey(ctx context.Context, cmk cloud.CMK) (pkix []byte, err
 		if a.PublicKey == nil {
 			return cloud.Distrust("it has no public key")
 		}
-		pkix, err = cloud.ParsePublicKey(*a.PublicKey)
-		return err
+		return read(*a.PublicKey)
 	})
-	return pkix, err
+	return err
 }
 
 // wrapped returns the bytes of a cipher_text, which must come back as the same text.
