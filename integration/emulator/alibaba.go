@@ -22,6 +22,7 @@ const (
 )
 
 var (
+	errAlibabaUsage    = &failure{409, "Rejected.UnsupportedOperation", "The key does not support this operation."}
 	errAlibabaNotFound = &failure{404, "Forbidden.KeyNotFound", "The specified Key is not found."}
 	errAlibabaCipher   = &failure{400, "InvalidParameter", "The specified parameter CiphertextBlob is not valid."}
 )
@@ -96,6 +97,9 @@ func (a alibaba) answer(c *call, r *http.Request) (any, *failure) {
 	if fail := a.usable(c, k); fail != nil {
 		return nil, fail
 	}
+	if k.curve != nil && !forCurves(c.operation) {
+		return nil, errAlibabaUsage
+	}
 	answer, fail := op(c, k)
 	if fail != nil {
 		return nil, fail
@@ -152,7 +156,7 @@ func (a alibaba) context(c *call) ([]byte, *failure) {
 // seal wraps a plaintext, as the text that it is on the wire: version ID, nonce, ciphertext, tag.
 func (a alibaba) seal(c *call, k *key, text string) (string, *failure) {
 	if k.private != nil {
-		return "", &failure{409, "Rejected.UnsupportedOperation", "The key does not support this operation."}
+		return "", errAlibabaUsage
 	}
 	context, fail := a.context(c)
 	if fail != nil {
@@ -237,8 +241,11 @@ func (a alibaba) describe(c *call, k *key) (map[string]any, *failure) {
 		"KeyId": k.id, "Arn": k.URI, "KeySpec": k.Spec, "KeyUsage": "ENCRYPT/DECRYPT", "PrimaryKeyVersion": k.version,
 		"CreationDate": "2026-01-01T00:00:00Z", "Creator": k.scope, "Origin": "Aliyun_KMS", "ProtectionLevel": "SOFTWARE", "DeleteDate": "",
 	}
-	if k.private == nil {
+	switch {
+	case k.secret != nil:
 		metadata["KeySpec"] = "Aliyun_" + k.Spec
+	case k.Spec == specSM2:
+		metadata["KeySpec"] = "EC_SM2"
 	}
 	if k.Usage == SignVerify {
 		metadata["KeyUsage"] = "SIGN/VERIFY"

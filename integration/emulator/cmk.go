@@ -1,6 +1,7 @@
 package emulator
 
 import (
+	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -39,8 +40,8 @@ const (
 // A CMK is a master key to hold. URI is acs:kms:REGION:ACCOUNT:key/ID or huawei:kms:REGION:PROJECT:key/ID.
 type CMK struct {
 	URI   string `json:"cmk"`
-	Spec  string `json:"spec,omitempty"`  // AES_256 (the default), SM4, RSA_2048, RSA_3072 or RSA_4096
-	Usage string `json:"usage,omitempty"` // EncryptDecrypt (the default), or SignVerify for RSA
+	Spec  string `json:"spec,omitempty"`  // AES_256 (the default), SM4, RSA_2048, RSA_3072, RSA_4096, EC_P256, EC_P384 or SM2
+	Usage string `json:"usage,omitempty"` // EncryptDecrypt (the default), or SignVerify for RSA; keys on curves have no other
 	Alias string `json:"alias,omitempty"` // without the alias/ in front
 	State State  `json:"state,omitempty"`
 }
@@ -52,6 +53,7 @@ type key struct {
 	version                     string                 // the ID of its only version
 	secret                      []byte                 // of a symmetric CMK
 	private                     func() *rsa.PrivateKey // of an RSA one; takes seconds the first time
+	curve                       crypto.Signer          // of one on a curve
 }
 
 var (
@@ -75,7 +77,7 @@ func newKey(seed string, cmk CMK) (*key, error) {
 		k.Spec = "AES_256"
 	}
 	if k.Usage == "" {
-		k.Usage = EncryptDecrypt
+		k.Usage = defaultUsage(k.Spec)
 	}
 	if k.State == "" {
 		k.State = Enabled
@@ -98,12 +100,14 @@ func newKey(seed string, cmk CMK) (*key, error) {
 	case "RSA_4096":
 		bits = 4096
 	default:
-		return nil, fmt.Errorf("emulator: cmk %s: unknown spec %q", cmk.URI, k.Spec)
+		if k.curve = curveKey(k.Spec, derive(seed, "cmk "+cmk.URI, 32)); k.curve == nil {
+			return nil, fmt.Errorf("emulator: cmk %s: unknown spec %q", cmk.URI, k.Spec)
+		}
 	}
 	if bits > 0 {
 		k.private = sync.OnceValue(func() *rsa.PrivateKey { return rsaKey(derive(seed, "cmk "+cmk.URI, 32), bits) })
 	}
-	if k.Usage != EncryptDecrypt && (k.Usage != SignVerify || k.private == nil) {
+	if k.Usage != EncryptDecrypt && (k.Usage != SignVerify || k.secret != nil) || k.Usage == EncryptDecrypt && k.curve != nil {
 		return nil, fmt.Errorf("emulator: cmk %s: %s keys have no usage %q", cmk.URI, k.Spec, k.Usage)
 	}
 	return k, nil

@@ -29,8 +29,8 @@ const (
 	DropField      FaultKind = "drop-field"      // the right answer without Field
 	WrongKeyID     FaultKind = "wrong-key-id"    // the right answer in the name of another CMK, or another secret
 	WrongDigest    FaultKind = "wrong-digest"    // Huawei Cloud: the right data key, another digest
-	WrongLength    FaultKind = "wrong-length"    // a plaintext one byte short
-	WrongPlaintext FaultKind = "wrong-plaintext" // another plaintext, with the digest that belongs to it
+	WrongLength    FaultKind = "wrong-length"    // a plaintext, or a signature, one byte short
+	WrongPlaintext FaultKind = "wrong-plaintext" // another plaintext, with the digest that belongs to it, or another signature
 	ClockSkew      FaultKind = "skew"            // nothing but Skew
 )
 
@@ -239,10 +239,11 @@ func (f Fault) falsify(c *call, answer map[string]any) {
 	}
 }
 
-// changePlaintext changes the plaintext in an answer, in each of the encodings it is there in.
+// changePlaintext changes the plaintext, or the signature, in an answer, in each of the encodings it is there in.
 func changePlaintext(answer map[string]any, change func([]byte) []byte) {
 	for field, encoded := range map[string]func(string, func([]byte) []byte) string{
 		"plain_text": hexed, "data_key": hexed, "plain_text_base64": based, "Plaintext": based,
+		"signature": based, "Value": based,
 	} {
 		if text, ok := answer[field].(string); ok {
 			answer[field] = encoded(text, change)

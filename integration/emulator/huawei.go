@@ -95,6 +95,9 @@ func (h huawei) answer(c *call, r *http.Request) (any, *failure) {
 	if fail := h.usable(c, k); fail != nil {
 		return nil, fail
 	}
+	if k.curve != nil && !forCurves(c.operation) {
+		return nil, errHuaweiUsage
+	}
 	switch h.contexts[Huawei+"/"+c.region] {
 	case ContextIgnored:
 		req.AAD = ""
@@ -218,7 +221,7 @@ func (h huawei) describe(c *call, k *key, _ huaweiRequest) (map[string]any, *fai
 }
 
 func (h huawei) publicKey(_ *call, k *key, _ huaweiRequest) (map[string]any, *failure) {
-	if k.private == nil {
+	if k.secret != nil {
 		return nil, errHuaweiUsage
 	}
 	return map[string]any{"key_id": k.id, "public_key": k.publicPEM()}, nil

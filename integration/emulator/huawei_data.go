@@ -1,7 +1,6 @@
 package emulator
 
 import (
-	"crypto"
 	"crypto/rand"
 	"encoding/base64"
 	"strconv"
@@ -74,55 +73,4 @@ func (h huawei) decryptData(_ *call, k *key, req huaweiRequest) (map[string]any,
 	}
 	h.saw(plain)
 	return map[string]any{"key_id": k.id, "plain_text": string(plain), "plain_text_base64": base64.StdEncoding.EncodeToString(plain)}, nil
-}
-
-// digest returns what to sign or verify, and how.
-func (req huaweiRequest) digest(k *key) ([]byte, scheme, *failure) {
-	if k.Usage != SignVerify {
-		return nil, scheme{}, errHuaweiUsage
-	}
-	s, ok := map[string]scheme{
-		"RSASSA_PSS_SHA_256": {crypto.SHA256, true}, "RSASSA_PSS_SHA_384": {crypto.SHA384, true}, "RSASSA_PSS_SHA_512": {crypto.SHA512, true},
-		"RSASSA_PKCS1_V1_5_SHA_256": {crypto.SHA256, false}, "RSASSA_PKCS1_V1_5_SHA_384": {crypto.SHA384, false}, "RSASSA_PKCS1_V1_5_SHA_512": {crypto.SHA512, false},
-	}[req.SignAlgorithm]
-	if !ok {
-		return nil, scheme{}, errHuaweiUsage
-	}
-	message, err := base64.StdEncoding.DecodeString(req.Message)
-	if err != nil || len(message) == 0 || len(message) >= 4096 {
-		return nil, scheme{}, errHuaweiMissing
-	}
-	if req.MessageType == "RAW" {
-		hash := s.hash.New()
-		hash.Write(message)
-		message = hash.Sum(nil)
-	}
-	if len(message) != s.hash.Size() {
-		return nil, scheme{}, errHuaweiMissing
-	}
-	return message, s, nil
-}
-
-func (h huawei) sign(_ *call, k *key, req huaweiRequest) (map[string]any, *failure) {
-	digest, s, fail := req.digest(k)
-	if fail != nil {
-		return nil, fail
-	}
-	signature, err := k.sign(s, digest)
-	if err != nil {
-		return nil, errHuaweiUsage
-	}
-	return map[string]any{"key_id": k.id, "signature": base64.StdEncoding.EncodeToString(signature)}, nil
-}
-
-func (h huawei) verify(_ *call, k *key, req huaweiRequest) (map[string]any, *failure) {
-	digest, s, fail := req.digest(k)
-	if fail != nil {
-		return nil, fail
-	}
-	signature, err := base64.StdEncoding.DecodeString(req.Signature)
-	if err != nil {
-		return nil, errHuaweiMissing
-	}
-	return map[string]any{"key_id": k.id, "signature_valid": strconv.FormatBool(k.verify(s, digest, signature))}, nil
 }

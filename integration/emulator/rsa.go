@@ -1,12 +1,9 @@
 package emulator
 
 import (
-	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/x509"
-	"encoding/pem"
 	"math/big"
 	mathrand "math/rand/v2"
 )
@@ -41,15 +38,6 @@ func prime(random *mathrand.ChaCha8, bits int) *big.Int {
 	return p
 }
 
-// publicPEM returns the public key of an RSA CMK as both clouds do.
-func (k *key) publicPEM() string {
-	der, err := x509.MarshalPKIXPublicKey(&k.private().PublicKey)
-	if err != nil {
-		panic("emulator: internal error: " + err.Error())
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
-}
-
 // encryptOAEP and decryptOAEP are RSAES_OAEP_SHA_256: SHA-256 for the label and for the mask.
 func (k *key) encryptOAEP(plain []byte) ([]byte, error) {
 	return rsa.EncryptOAEP(sha256.New(), rand.Reader, &k.private().PublicKey, plain, nil)
@@ -57,25 +45,4 @@ func (k *key) encryptOAEP(plain []byte) ([]byte, error) {
 
 func (k *key) decryptOAEP(sealed []byte) ([]byte, error) {
 	return rsa.DecryptOAEP(sha256.New(), nil, k.private(), sealed, nil)
-}
-
-// A scheme is a signature algorithm of an RSA CMK.
-type scheme struct {
-	hash crypto.Hash
-	pss  bool
-}
-
-func (k *key) sign(s scheme, digest []byte) ([]byte, error) {
-	if s.pss {
-		return rsa.SignPSS(rand.Reader, k.private(), s.hash, digest, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
-	}
-	return rsa.SignPKCS1v15(nil, k.private(), s.hash, digest)
-}
-
-func (k *key) verify(s scheme, digest, signature []byte) bool {
-	public := &k.private().PublicKey
-	if s.pss {
-		return rsa.VerifyPSS(public, s.hash, digest, signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto}) == nil
-	}
-	return rsa.VerifyPKCS1v15(public, s.hash, digest, signature) == nil
 }

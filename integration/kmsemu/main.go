@@ -53,7 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("kmsemu", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	var cmks, listen list
-	flags.Var(&cmks, "cmk", "a CMK to hold, `URI[,SPEC]`; SPEC is AES_256, SM4, RSA_2048, RSA_3072 or RSA_4096; may be repeated (default two of each cloud)")
+	flags.Var(&cmks, "cmk", "a CMK to hold, `URI[,SPEC]`; SPEC is AES_256, SM4, RSA_2048, RSA_3072, RSA_4096, or EC_P256 or SM2 to sign; may be repeated (default two of each cloud)")
 	flags.Var(&listen, "listen", "where a region listens, `PROVIDER/REGION=HOST:PORT`; may be repeated (default 127.0.0.1 and a free port for each region of a CMK)")
 	faults := flags.String("faults", "", "a `FILE` with a script of faults, in JSON")
 	control := flags.String("control", "127.0.0.1:0", "`HOST:PORT` of the address that no fault closes")
