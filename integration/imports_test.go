@@ -128,7 +128,7 @@ func TestManual(t *testing.T) {
 	v := bareVolume(t)
 	flags := regexp.MustCompile(`--[a-z-]+`)
 	seen := 0
-	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"keyring", "check", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"},
+	for _, command := range [][]string{{"--help"}, {"key", "new", "--help"}, {"key", "public", "--help"}, {"sign", "--help"}, {"verify", "--help"}, {"init", "--help"}, {"mount", "--help"}, {"umount", "--help"}, {"keyring", "check", "--help"}, {"inspect", "--help"}, {"fsck", "--help"}, {"recover", "--help"},
 		{"rewrap", "--help"}, {"rotate", "--help"}, {"reencrypt", "--help"}, {"status", "--help"}, {"encrypt", "--help"}, {"decrypt", "--help"}, {"data", "encrypt", "--help"}, {"data", "decrypt", "--help"}, {"secret", "get", "--help"}, {"secret", "create", "--help"}} {
 		for _, flag := range flags.FindAllString(v.ok(t, command...), -1) {
 			seen++

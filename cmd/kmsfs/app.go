@@ -53,6 +53,7 @@ Flags stand before operands. "kmsfs help COMMAND" shows a command's flags; exit 
 		Commands: []*cli.Command{
 			keyCommand(), initCommand(), mountCommand(), umountCommand(), keyringCommand(), inspectCommand(), fsckCommand(), recoverCommand(),
 			rewrapCommand(), rotateCommand(), reencryptCommand(), statusCommand(), encryptCommand(), decryptCommand(), dataCommand(), secretCommand(),
+			signCommand(), verifyCommand(),
 			helpCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {

@@ -33,6 +33,7 @@ const (
 	exitIO         = 9  // the storage below refused
 	exitRepaired   = 10 // fsck found faults and has repaired them all
 	exitSomeCMKs   = 11 // keyring check: some of the CMKs cannot be used, others can
+	exitUnsigned   = 12 // verify: the signature does not hold, so that nothing is known
 )
 
 // A failure is an error whose exit code is known where it is made. Lines of its message after the first are hints.

@@ -83,7 +83,7 @@ func TestManualListsExitCodes(t *testing.T) {
 		n, _ := strconv.Atoi(string(row[1]))
 		listed = append(listed, n)
 	}
-	if len(listed) != exitSomeCMKs+1 {
+	if len(listed) != exitUnsigned+1 {
 		t.Fatalf("the manual lists %v", listed)
 	}
 	for i, n := range listed {

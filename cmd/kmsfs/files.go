@@ -51,23 +51,58 @@ func writeOutput(c *cli.Context, path string, b []byte) error {
 
 // replaceFile puts a file of mode 0600 at path, durably, in the place of one that may be there.
 func replaceFile(path string, b []byte) error {
+	r, err := replace(path, 0o600)
+	if err == nil {
+		defer r.drop()
+		if _, err = r.Write(b); err == nil {
+			err = r.keep()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, cause(err))
+	}
+	return nil
+}
+
+// A replacement is a file that is to be at a path once it is whole.
+type replacement struct {
+	*os.File
+	path string
+}
+
+// replace begins a file with a temporary name beside path.
+func replace(path string, mode os.FileMode) (*replacement, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".kmsfs-*")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, cause(err))
+		return nil, err
 	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+	r := &replacement{f, path}
+	if err := f.Chmod(mode); err != nil {
+		r.drop()
+		return nil, err
 	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", path, cause(err))
+	return r, nil
+}
+
+// keep makes the file durable at its path.
+func (r *replacement) keep() error {
+	if err := errors.Join(r.Sync(), r.Close()); err != nil {
+		return err
 	}
-	d, err := os.Open(filepath.Dir(path))
+	if err := os.Rename(r.Name(), r.path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(r.path))
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// drop removes the file, unless it was kept.
+func (r *replacement) drop() {
+	r.Close()
+	os.Remove(r.Name())
 }
 
 // cause leaves out of an error the name of a temporary file.

@@ -18,7 +18,7 @@ import (
 func keyCommand() *cli.Command {
 	return &cli.Command{
 		Name:            "key",
-		Usage:           "manage local CMK files",
+		Usage:           "manage local CMK files, and fetch public keys",
 		HideHelpCommand: true,
 		OnUsageError:    usageError,
 		Subcommands: []*cli.Command{{
@@ -42,12 +42,12 @@ func keyCommand() *cli.Command {
 				fmt.Fprintln(c.App.Writer, k.CMK())
 				return nil
 			},
-		}},
+		}, keyPublicCommand()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return unknownCommand(c.Command.Subcommands, c.Args().First())
 			}
-			return usagef("key needs a command: kmsfs key new FILE")
+			return usagef("key needs a command: kmsfs key new FILE, or kmsfs key public CMK")
 		},
 	}
 }

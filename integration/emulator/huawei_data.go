@@ -3,7 +3,6 @@ package emulator
 import (
 	"crypto/rand"
 	"encoding/base64"
-	"strconv"
 	"strings"
 )
 
