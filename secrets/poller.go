@@ -76,6 +76,9 @@ func (p *Poller[T]) plan() {
 }
 
 func (p *Poller[T]) poll() {
+	if p.ctx.Err() != nil {
+		return
+	}
 	_, err := p.Renew(p.ctx, func(T) bool { return true })
 	if err == nil || p.ctx.Err() != nil {
 		return
