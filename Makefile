@@ -8,7 +8,7 @@ TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
 LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck ./filecrypt ./sdkformat ./secrets ./signature ./manifest
 
-.PHONY: all build deps deps-databases demo test check unit race integration sm4 bench bench-quick bench-check fuzz freeze powercut price model install uninstall clean
+.PHONY: all build deps deps-databases deps-bench demo test check unit race integration sm4 bench bench-quick bench-scale bench-check fuzz freeze powercut price model install uninstall clean
 
 all: build
 
@@ -28,6 +28,9 @@ deps:
 
 deps-databases:
 	@./scripts/deps-databases.sh
+
+deps-bench:
+	@./scripts/deps-bench.sh
 
 # The demo's CMK is local, so it does without the SDKs of the cloud providers, whose compilation takes longest.
 demo: deps
@@ -75,13 +78,19 @@ model:
 	KMSFS_FAULTS=all $(GO) test -count=1 -v -timeout 2h -run TestFaults ./integration
 
 # Side by side with gocryptfs, securefs, a loopback and ext4; docs/performance.md tells how to read the table.
-bench:
-	cd integration/bench && $(GO) run .
+bench: deps deps-bench
+	@cd integration/bench && $(GO) run .
 
-bench-quick:
-	cd integration/bench && $(GO) run . -quick
+# The same in two minutes: once, on a quarter of the data.
+bench-quick: deps deps-bench
+	@cd integration/bench && $(GO) run . -quick
 
-# Every row once on kmsfs alone, for errors only.
+# kmsfs alone: ciphers, segment sizes, CPU, parallel clients, a file of 100 GiB, space, a million names. One of them with STUDIES=names.
+STUDIES ?= all
+bench-scale: deps
+	@cd integration/bench && $(GO) run . -scale $(STUDIES)
+
+# Every row and every study once on kmsfs alone, on little data, for errors only.
 bench-check:
 	cd integration/bench && $(GO) run . -check >/dev/null
 

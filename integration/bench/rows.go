@@ -1,175 +1,97 @@
 package main
 
 import (
-	"fmt"
-	"math/rand/v2"
-	"os"
+	"context"
 	"path/filepath"
-	"sync"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
-// A row is one thing to measure. run returns how much of the unit it did.
+// A row is one thing to measure. The rows of a system run one after the other, each on what those before it have left.
 type row struct {
-	name  string
-	unit  string // of which more is better, but for "s"
-	cold  bool   // mount again between setup and run
-	setup func(dir string, scale int) error
-	run   func(dir string, scale int) (float64, error)
+	name    string
+	unit    string // of which more is better, but for "s"
+	cold    bool   // nothing is cached, by the mount or below it
+	prepare func(ctx context.Context, dir string, l load) error
+	run     func(ctx context.Context, dir string, l load) (amount float64, err error) // amount is not used for "s"
 }
 
-const fileSize = 256 << 20
-
-var rows = []row{
-	{"sequential write 1 MiB + fsync", "MB/s", false, nothing, func(dir string, scale int) (float64, error) {
-		return sequential(dir, fileSize/scale, 1<<20)
-	}},
-	{"sequential read, mount cold", "MB/s", true, bigFile, readFile},
-	{"re-read, page cache", "MB/s", false, func(dir string, scale int) error {
-		err := bigFile(dir, scale)
-		if err == nil {
-			_, err = readFile(dir, scale)
-		}
-		return err
-	}, readFile},
-	{"4 KiB sequential writes + fsync at end", "MB/s", false, nothing, func(dir string, scale int) (float64, error) {
-		return sequential(dir, fileSize/4/scale, 4096)
-	}},
-	{"random 4 KiB read, O_DIRECT, 8 threads", "MB/s", false, bigFile, func(dir string, scale int) (float64, error) {
-		return randomReads(dir, scale, 8)
-	}},
-	{"random 4 KiB write, fsync at end", "MB/s", false, bigFile, func(dir string, scale int) (float64, error) {
-		return randomWrites(dir, scale, 8000/scale, false)
-	}},
-	{"4 KiB random write + fsync each", "MB/s", false, bigFile, func(dir string, scale int) (float64, error) {
-		return randomWrites(dir, scale, 2000/scale, true)
-	}},
-	{"create 5,000 x 300 B", "files/s", false, nothing, func(dir string, scale int) (float64, error) {
-		n := 5000 / scale
-		for i := range n {
-			if err := os.WriteFile(filepath.Join(dir, fmt.Sprint("file", i)), make([]byte, 300), 0o644); err != nil {
-				return 0, err
-			}
-		}
-		return float64(n), nil
-	}},
-	{"copy the Go source tree", "s", false, nothing, script(`cp -r "$(go env GOROOT)/src/" src`)},
-	{"ls -lR, mount cold", "s", true, setup(`cp -r "$(go env GOROOT)/src/" src`), script(`ls -lR >/dev/null`)},
-	{"ls -lR, warm", "s", false, setup(`cp -r "$(go env GOROOT)/src/" src; ls -lR >/dev/null`), script(`ls -lR >/dev/null`)},
-	{"grep -r, mount cold", "s", true, setup(`cp -r "$(go env GOROOT)/src/" src`), script(`grep -r no-such-text . || true`)},
-	{"git status, mount cold", "s", true, setup(`mkdir r; cd r; git init -q; cp -r "$(go env GOROOT)/src/net" .; git add .`), script(`cd r; git status >/dev/null`)},
-	{"rm -rf", "s", false, setup(`cp -r "$(go env GOROOT)/src/" src`), script(`rm -rf src`)},
-	{"SQLite, 400 autocommit inserts", "s", false, setup(`sqlite3 d.db 'CREATE TABLE t(v)'`),
-		script(`for i in $(seq 400); do echo "INSERT INTO t VALUES(randomblob(100));"; done | sqlite3 d.db`)},
+// A load is how much a row has to do.
+type load struct {
+	bytes int64  // of the big file
+	files int    // that are created
+	ops   int    // random ones that are synced each; others are more
+	tree  string // a tar archive, of src/
 }
 
-func nothing(dir string, _ int) error { return sh(dir, "rm -rf ./*") }
-
-func setup(s string) func(string, int) error {
-	return func(dir string, _ int) error { return sh(dir, "rm -rf ./*; "+s) }
-}
-
-func script(s string) func(string, int) (float64, error) {
-	return func(dir string, _ int) (float64, error) { return 0, sh(dir, s) }
-}
-
-func bigFile(dir string, scale int) error {
-	if err := nothing(dir, scale); err != nil {
-		return err
+// newLoad packs the Go source tree, or a part of it.
+func (w *workplace) newLoad(ctx context.Context, quick, check bool) (load, error) {
+	l, part := load{bytes: 256 << 20, files: 5000, ops: 2000, tree: w.path("tree.tar")}, ""
+	if quick || check {
+		l.bytes, l.files, l.ops = l.bytes/4, l.files/4, l.ops/4
 	}
-	_, err := sequential(dir, fileSize/scale, 1<<20)
-	return err
+	if check {
+		l.bytes, l.files, l.ops, part = l.bytes/4, l.files/4, l.ops/4, "/net"
+	}
+	return l, sh(ctx, "/", `tar -C "$(go env GOROOT)" -cf `+l.tree+" src"+part)
 }
 
-// sequential writes size bytes in steps and syncs; it returns megabytes.
-func sequential(dir string, size, step int) (float64, error) {
-	f, err := os.Create(filepath.Join(dir, "big"))
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	p := make([]byte, step)
-	for i := range p {
-		p[i] = byte(i)
-	}
-	for done := 0; done < size; done += step {
-		if _, err := f.Write(p); err != nil {
-			return 0, err
-		}
-	}
-	return float64(size) / 1e6, f.Sync()
-}
-
-func readFile(dir string, _ int) (float64, error) {
-	f, err := os.Open(filepath.Join(dir, "big"))
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	p, total := make([]byte, 1<<20), 0
-	for {
-		n, err := f.Read(p)
-		total += n
-		if n == 0 {
-			return float64(total) / 1e6, nil
-		}
-		if err != nil {
-			return 0, err
-		}
+// dataRows are about the content of big files.
+func dataRows() []row {
+	return []row{
+		{name: "sequential write 1 MiB + fsync", unit: "MB/s", run: func(ctx context.Context, dir string, l load) (float64, error) {
+			return writeFile(ctx, big(dir), l.bytes, 1<<20)
+		}},
+		{name: "sequential read, cold", unit: "MB/s", cold: true, run: readBig},
+		{name: "re-read, page cache", unit: "MB/s", run: readBig},
+		{name: "4 KiB sequential writes + fsync at end", unit: "MB/s", run: func(ctx context.Context, dir string, l load) (float64, error) {
+			return writeFile(ctx, filepath.Join(dir, "small-writes"), l.bytes/4, 4096)
+		}},
+		{name: "random 4 KiB read, O_DIRECT, 1 thread", unit: "MB/s", run: func(ctx context.Context, dir string, l load) (float64, error) {
+			return randomReads(ctx, big(dir), region{0, l.bytes}, 4*l.ops, 1)
+		}},
+		{name: "random 4 KiB read, O_DIRECT, 8 threads", unit: "MB/s", run: func(ctx context.Context, dir string, l load) (float64, error) {
+			return randomReads(ctx, big(dir), region{0, l.bytes}, 8*l.ops, 8)
+		}},
+		{name: "random 4 KiB write, fsync at end", unit: "MB/s", run: func(ctx context.Context, dir string, l load) (float64, error) {
+			return randomWrites(ctx, big(dir), region{0, l.bytes}, 4*l.ops, syncAtEnd)
+		}},
+		{name: "4 KiB random write + fsync each", unit: "MB/s", run: func(ctx context.Context, dir string, l load) (float64, error) {
+			return randomWrites(ctx, big(dir), region{0, l.bytes}, l.ops, syncEach)
+		}},
 	}
 }
 
-// randomReads reads with O_DIRECT in several threads.
-func randomReads(dir string, scale, threads int) (float64, error) {
-	fd, err := unix.Open(filepath.Join(dir, "big"), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
+// treeRows are about many small files.
+func treeRows() []row {
+	return []row{
+		{name: "create files of 300 B", unit: "files/s", prepare: script("mkdir files"), run: func(ctx context.Context, dir string, l load) (float64, error) {
+			return float64(l.files), createFiles(ctx, filepath.Join(dir, "files"), l.files, 300)
+		}},
+		{name: "untar the Go source tree", unit: "s", run: func(ctx context.Context, dir string, l load) (float64, error) {
+			return 0, sh(ctx, dir, "tar -xf "+l.tree)
+		}},
+		{name: "ls -lR, cold", unit: "s", cold: true, run: timed("ls -lR src >/dev/null")},
+		{name: "ls -lR, warm", unit: "s", run: timed("ls -lR src >/dev/null")},
+		{name: "grep -r, cold", unit: "s", cold: true, run: timed(grep)},
+		{name: "grep -r, warm", unit: "s", run: timed(grep)},
+		{name: "git status, cold", unit: "s", cold: true, prepare: script("git init -q src; cd src; git add net"), run: timed("cd src; git status >/dev/null")},
+		{name: "rm -rf", unit: "s", run: timed("rm -rf src")},
+		{name: "SQLite, 400 autocommit inserts", unit: "s", prepare: script("sqlite3 d.db 'CREATE TABLE t(v)'"),
+			run: timed(`for i in $(seq 400); do echo "INSERT INTO t VALUES(randomblob(100));"; done | sqlite3 d.db`)},
 	}
-	defer unix.Close(fd)
-	each := 16000 / scale / threads
-	errs := make([]error, threads)
-	var wg sync.WaitGroup
-	for t := range threads {
-		wg.Go(func() {
-			r := rand.New(rand.NewPCG(uint64(t), 1))
-			buf := make([]byte, 8192)
-			p := buf[4096-int(uintptr(unsafe.Pointer(&buf[0]))%4096):][:4096]
-			for range each {
-				if _, err := unix.Pread(fd, p, int64(r.IntN(fileSize/scale/4096))*4096); err != nil {
-					errs[t] = err
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return 0, err
-		}
-	}
-	return float64(each*threads) * 4096 / 1e6, nil
 }
 
-func randomWrites(dir string, scale, n int, sync bool) (float64, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "big"), os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	r := rand.New(rand.NewPCG(1, 1))
-	p := make([]byte, 4096)
-	for range n {
-		if _, err := f.WriteAt(p, int64(r.IntN(fileSize/scale/4096))*4096); err != nil {
-			return 0, err
-		}
-		if sync {
-			if err := f.Sync(); err != nil {
-				return 0, err
-			}
-		}
-	}
-	return float64(n) * 4096 / 1e6, f.Sync()
+const grep = "! grep -r no-such-text src" // exit code 1 is what finding nothing gives
+
+func big(dir string) string { return filepath.Join(dir, "big") }
+
+func readBig(ctx context.Context, dir string, _ load) (float64, error) {
+	return readFile(ctx, big(dir))
+}
+
+func script(s string) func(context.Context, string, load) error {
+	return func(ctx context.Context, dir string, _ load) error { return sh(ctx, dir, s) }
+}
+
+func timed(s string) func(context.Context, string, load) (float64, error) {
+	return func(ctx context.Context, dir string, _ load) (float64, error) { return 0, sh(ctx, dir, s) }
 }
