@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -18,7 +19,7 @@ type mounted struct {
 
 // newMounted makes its directories, but does not mount it.
 func newMounted(d *disk, s system) (*mounted, error) {
-	dir := filepath.Join(d.dir, s.name)
+	dir := filepath.Join(d.dir, strings.ReplaceAll(s.name, " ", "-")) // as a word of a shell script
 	m := &mounted{d, s, filepath.Join(dir, "below"), filepath.Join(dir, "above")}
 	for _, p := range []string{m.below, m.above} {
 		if err := os.MkdirAll(p, 0o755); err != nil {
