@@ -33,7 +33,11 @@ func (m *mounted) names() string { return filepath.Join(m.above, "names") }
 func nameOf(i int) string { return fmt.Sprintf("file-%07d.txt", i) }
 
 func (b *bench) createNames(ctx context.Context, m *mounted) error {
-	t := newTable(fmt.Sprintf("Creating %d empty files in one directory", b.names), "files", "files/s")
+	t := newTable(fmt.Sprintf("Creating %d empty files in one directory", b.names), "files", "files/s", "memory of the daemon, MB")
+	p, err := b.daemon(ctx, m.above)
+	if err != nil {
+		return err
+	}
 	if err := os.Mkdir(m.names(), 0o755); err != nil {
 		return err
 	}
@@ -47,7 +51,12 @@ func (b *bench) createNames(ctx context.Context, m *mounted) error {
 			return err
 		}
 		if i++; i%tenth == 0 {
-			t.add(i, float64(tenth)/time.Since(start).Seconds())
+			rate := float64(tenth) / time.Since(start).Seconds()
+			resident, _, err := p.memory()
+			if err != nil {
+				return err
+			}
+			t.add(i, rate, resident/1e6)
 			start = time.Now()
 		}
 		if i%1000 == 0 {
