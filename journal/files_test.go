@@ -72,6 +72,27 @@ func TestDeletedDuringCheckpoint(t *testing.T) {
 	}
 }
 
+// TestEmptyKeepsTime empties a file that a crash tore.
+func TestEmptyKeepsTime(t *testing.T) {
+	p := newPlace(t)
+	f := p.file("a")
+	f.Begin()
+	_, err := f.WriteAt([]byte("torn"), 0)
+	f.End()
+	when := unix.Timespec{Sec: 1e9, Nsec: 123456789}
+	path := filepath.Join(p.dir, "a")
+	if err = errors.Join(err, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{when, when}, 0), f.Empty()); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil || st.Size != 0 || st.Mtim != when {
+		t.Errorf("%d bytes, modified at %v, %v; want 0, %v", st.Size, st.Mtim, err, when)
+	}
+	if err := f.Release(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestDeletionIsDurable deletes a file with changes that are in the log only. The log is emptied after the deletion has become durable: else a power cut
 // would bring the file back without them.
 func TestDeletionIsDurable(t *testing.T) {

@@ -340,13 +340,20 @@ func (j *Journal) Unlinked(id Inode) {
 	j.drop(f)
 }
 
-// Empty cuts the file to nothing in place: nothing in it was promised. It must have no changes.
+// Empty cuts the file to nothing in place: nothing in it was promised. It must have no changes. Its modification time stays: if it was synced while
+// it was empty, that was promised.
 func (f *File) Empty() error {
 	f.op.Lock()
 	defer f.op.Unlock()
-	if err := f.disk.Truncate(0); err != nil {
+	var st unix.Stat_t
+	err := unix.Fstat(f.fd, &st)
+	if err == nil {
+		err = f.disk.Truncate(0)
+	}
+	if err != nil {
 		return err
 	}
+	f.disk.setModified(st.Mtim)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.direct, f.marked, f.told = true, false, false
