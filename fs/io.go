@@ -53,8 +53,11 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	if o == nil {
 		return 0, s
 	}
-	if err := f.killPrivileges(n, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0); err != nil {
-		return 0, status(err)
+	// What comes from the page cache was written earlier through a mapping. That takes nothing away, and what has been given since must stay.
+	if in.WriteFlags&fuse.WRITE_CACHE == 0 {
+		if err := f.killPrivileges(n, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0); err != nil {
+			return 0, status(err)
+		}
 	}
 	if err := o.prepare(); err != nil {
 		return 0, f.fail(n, "write", err)

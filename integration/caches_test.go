@@ -50,6 +50,25 @@ func TestAttributesRemembered(t *testing.T) {
 	shell(t, plain, `setfattr -n security.selinux -v label old; test "$(getfattr --only-values -n security.selinux old)" = label`)
 }
 
+// TestCapabilityAfterMappedWrite gives a file a capability after it was written to through a mapping. It stays when the kernel sends what was written.
+func TestCapabilityAfterMappedWrite(t *testing.T) {
+	path := filepath.Join(newVolume(t).mount(t), "f")
+	must(t, os.WriteFile(path, make([]byte, 8192), 0o755))
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	mapped, err := unix.Mmap(int(f.Fd()), 0, 8192, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	defer unix.Munmap(mapped)
+	mapped[5000] = 1
+	capability := []byte{0, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	must(t, unix.Setxattr(path, "security.capability", capability, 0))
+	must(t, unix.Msync(mapped, unix.MS_SYNC))
+	if _, err := unix.Getxattr(path, "security.capability", make([]byte, 100)); err != nil {
+		t.Errorf("the capability has gone: %v", err)
+	}
+}
+
 // TestSmallFilesWhileOpened shows that the content which the kernel gets when a small file is opened never takes the place of what a writer writes
 // at the same time, and is cut with the file.
 func TestSmallFilesWhileOpened(t *testing.T) {
