@@ -21,8 +21,7 @@ type dir struct {
 	fd   int      // O_PATH: for *at calls only
 	id   [16]byte // directory ID, docs/format.md section 7.1; unused with plaintext names
 
-	acl     atomic.Int32 // whether it has a default ACL: see FS.inherits
-	listing listing
+	acl atomic.Int32 // whether it has a default ACL: see FS.inherits
 
 	refs int           // guarded by dirs.mu
 	elem *list.Element // in dirs.lru; guarded by dirs.mu; nil when dropped from the cache
@@ -219,14 +218,8 @@ func (c *dirs) dropLocked(d *dir) {
 	d.elem = nil
 	d.node.dir = nil
 	if d.refs == 0 {
-		d.close()
+		unix.Close(d.fd)
 	}
-}
-
-// close closes what d holds open; nobody uses it any more.
-func (d *dir) close() {
-	d.listing.close()
-	unix.Close(d.fd)
 }
 
 // release says that the caller no longer uses d.
@@ -235,7 +228,7 @@ func (c *dirs) release(d *dir) {
 	defer c.mu.Unlock()
 	d.refs--
 	if d.refs == 0 && d.elem == nil {
-		d.close()
+		unix.Close(d.fd)
 	}
 }
 

@@ -70,9 +70,10 @@ type FS struct {
 	chown    bool // new entries can be given to their caller
 	log      *slog.Logger
 
-	journal *journal.Journal
-	nodes   table
-	dirs    dirs
+	journal  *journal.Journal
+	nodes    table
+	dirs     dirs
+	listings listings
 
 	srv       *fuse.Server // set, as is opensDirs, before any request but INIT
 	opensDirs bool         // the kernel can open directories without asking
@@ -168,6 +169,7 @@ func (f *FS) close() {
 	if err := f.journal.Close(); err != nil {
 		f.log.Error("cannot put all changes in place; the next mount will", "volume", f.vol.Dir(), "err", err)
 	}
+	f.listings.drop(nil)
 	f.dirs.closeAll()
 }
 

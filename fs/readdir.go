@@ -3,6 +3,7 @@ package fs
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -13,39 +14,94 @@ import (
 	"github.com/kmsfs/kmsfs/volume"
 )
 
-// A listing is how far somebody has listed a directory. Kernels from 5.1 on open directories without asking, so that there is nothing to keep it by but the
-// directory: two that list it at once go on from each other's place, or seek.
+// maxListings is how many listings are kept between requests, each with a descriptor and a buffer.
+const maxListings = 64
+
+// A listing is how far somebody has listed a directory. One that is in use belongs to its request alone.
 type listing struct {
-	mu   sync.Mutex
-	fd   int    // 0 while nobody lists; guarded by mu
-	buf  []byte // entries as getdents64 returned them; guarded by mu
-	rest []byte // what of buf is not consumed yet; guarded by mu
-	last uint64 // offset behind the entry that was returned last; guarded by mu
+	node *node
+	fd   int    // -1 when the end was reached
+	buf  []byte // entries as getdents64 returned them
+	rest []byte // what of buf is not consumed yet
+	last uint64 // offset behind the entry that was returned last
 }
 
-// at opens the directory pathFd, if need be, and goes to an offset. l.mu is held.
-func (l *listing) at(pathFd int, off uint64) error {
-	if l.fd == 0 {
-		fd, err := openDot(pathFd)
-		if err != nil {
-			return err
+// listings keeps those that are likely to be gone on with, the one used last in front. Kernels from 5.1 on open directories without asking, so there is
+// nothing to know them by but the directory and the offset. Who is not found here, because others have listed many directories since, seeks.
+type listings struct {
+	mu  sync.Mutex
+	lru []*listing // guarded by mu
+}
+
+// take returns a listing of d that goes on at an offset.
+func (c *listings) take(d *dir, off uint64) (*listing, error) {
+	if off != 0 { // from the start, a directory is always read anew
+		if l := c.kept(d.node, off); l != nil {
+			return l, nil
 		}
-		l.fd, l.buf = fd, make([]byte, 32<<10)
 	}
-	if off == l.last && off != 0 {
-		return nil // from the start, a listing is always read anew
+	fd, err := openDot(d.fd)
+	if err != nil {
+		return nil, err
 	}
-	l.rest, l.last = nil, off
-	_, err := unix.Seek(l.fd, int64(off), 0)
-	return err
+	if off != 0 {
+		if _, err := unix.Seek(fd, int64(off), 0); err != nil {
+			unix.Close(fd)
+			return nil, err
+		}
+	}
+	return &listing{node: d.node, fd: fd, buf: make([]byte, 32<<10), last: off}, nil
 }
 
-// close ends the listing; whoever goes on with it opens the directory again. l.mu is held, or nobody has the directory any more.
-func (l *listing) close() {
-	if l.fd != 0 {
-		unix.Close(l.fd)
+// kept returns the listing of n that has come to an offset, and was used last of those that have; nil if none is kept.
+func (c *listings) kept(n *node, off uint64) *listing {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.lru, func(l *listing) bool { return l.node == n && l.last == off })
+	if i < 0 {
+		return nil
 	}
-	l.fd, l.buf, l.rest, l.last = 0, nil, nil, 0
+	l := c.lru[i]
+	c.lru = slices.Delete(c.lru, i, i+1)
+	return l
+}
+
+// keep takes back a listing that somebody may go on with.
+func (c *listings) keep(l *listing) {
+	c.mu.Lock()
+	var old *listing
+	if last := len(c.lru) - 1; last >= maxListings-1 {
+		old = c.lru[last]
+		c.lru = slices.Delete(c.lru, last, last+1)
+	}
+	c.lru = slices.Insert(c.lru, 0, l)
+	c.mu.Unlock()
+	old.close()
+}
+
+// drop ends the listings of a directory that was removed, all of them if n is nil.
+func (c *listings) drop(n *node) {
+	c.mu.Lock()
+	var old []*listing
+	c.lru = slices.DeleteFunc(c.lru, func(l *listing) bool {
+		gone := n == nil || l.node == n
+		if gone {
+			old = append(old, l)
+		}
+		return gone
+	})
+	c.mu.Unlock()
+	for _, l := range old {
+		l.close()
+	}
+}
+
+// close gives back what l holds; nil holds nothing.
+func (l *listing) close() {
+	if l != nil && l.fd >= 0 {
+		unix.Close(l.fd)
+		l.fd, l.buf, l.rest = -1, nil, nil
+	}
 }
 
 // OpenDir implements [fuse.RawFileSystem]. The kernel need not ask, and keeps what it has listed: it knows of every change.
@@ -128,36 +184,38 @@ func (f *FS) list(in *fuse.ReadIn, add func(d *dir, e dirent, name string) bool)
 		return status(f.dirFailed(n, err))
 	}
 	defer f.dirs.release(d)
-
-	l := &d.listing
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.at(d.fd, in.Offset); err != nil {
+	l, err := f.listings.take(d, in.Offset)
+	if err != nil {
 		return status(err)
 	}
-	for {
+	for l.fd >= 0 {
 		if len(l.rest) == 0 {
 			n, err := unix.Getdents(l.fd, l.buf)
 			if err != nil {
+				l.close()
 				return status(err)
 			}
 			if n == 0 {
-				if in.Offset == l.last {
-					l.close() // the kernel has all of it
-				}
-				return fuse.OK
+				l.close()
+				break
 			}
 			l.rest = l.buf[:n]
 		}
 		e, size := parseDirent(l.rest)
 		if name, ok := f.plainName(d, e.disk); ok {
 			if !add(d, e, name) {
-				return fuse.OK
+				break
 			}
 			l.last = e.off
 		}
 		l.rest = l.rest[size:]
 	}
+	if l.last == in.Offset {
+		l.close() // the kernel has all of it
+	} else {
+		f.listings.keep(l)
+	}
+	return fuse.OK
 }
 
 // plainName returns the name of a stored entry; ok is false for what is not an entry, and for names that do

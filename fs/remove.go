@@ -136,6 +136,7 @@ func (f *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Statu
 		f.dropSideLinks(d, e)
 		if n := f.nodes.find(inodeOf(&st)); n != nil {
 			f.dirs.remove(n)
+			f.listings.drop(n)
 			f.nodes.remember(n, &st)
 			f.nodes.unlinked(n, link{d.node, name}, true)
 		}

@@ -98,6 +98,7 @@ func (f *FS) rename(from, to place, flags uint) error {
 	} else if replaces && gone != nil {
 		if gone.kind == unix.S_IFDIR {
 			f.dirs.remove(gone)
+			f.listings.drop(gone)
 			f.nodes.remember(gone, &target)
 		}
 		f.unlinked(gone, to.link, last)

@@ -2,9 +2,11 @@ package integration
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -185,6 +187,74 @@ func TestListingsSideBySide(t *testing.T) {
 	if len(entries) != files {
 		t.Errorf("%d entries, want %d", len(entries), files)
 	}
+}
+
+// TestListingsLetGo begins to list many directories and ends none of the listings: few are kept, and each can be gone on with.
+func TestListingsLetGo(t *testing.T) {
+	const dirs, files, few = 100, 60, 80
+	v := newVolume(t)
+	plain := v.mount(t)
+	name := func(i int) string { return filepath.Join(plain, fmt.Sprint("d", i)) }
+	for i := range dirs {
+		must(t, os.Mkdir(name(i), 0o755))
+		for j := range files {
+			must(t, os.WriteFile(filepath.Join(name(i), fmt.Sprint("f", j)), nil, 0o644))
+		}
+	}
+	v.remount(t)
+	var open []int
+	buf := make([]byte, 300) // the kernel asks for a page's worth, which is not all of a directory
+	next := func(fd int) int {
+		t.Helper()
+		n, err := unix.Getdents(fd, buf)
+		must(t, err)
+		_, _, names := unix.ParseDirent(buf[:n], -1, nil) // without "." and ".."
+		return len(names)
+	}
+	seen := make([]int, dirs)
+	for i := range dirs {
+		fd, err := unix.Open(name(i), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		t.Cleanup(func() { unix.Close(fd) })
+		open = append(open, fd)
+		seen[i] = next(fd)
+	}
+	if n := v.listing(t); n == 0 || n > few {
+		t.Errorf("%d directories are open for listing", n)
+	}
+	for i, fd := range open {
+		for n := next(fd); n > 0; n = next(fd) {
+			seen[i] += n
+		}
+		if seen[i] != files {
+			t.Errorf("%d entries, want %d", seen[i], files)
+		}
+	}
+	if n := v.listing(t); n > dirs/10 {
+		t.Errorf("%d directories are open for listing after the end", n)
+	}
+}
+
+// listing returns how many directories the daemon has open for more than *at calls.
+func (v *volume) listing(t testing.TB) (n int) {
+	t.Helper()
+	var st struct{ PID int }
+	must(t, json.Unmarshal([]byte(v.ok(t, "status", "--json", v.plain)), &st))
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", st.PID))
+	must(t, err)
+	if len(fds) == 0 {
+		t.Fatal("no descriptors")
+	}
+	for _, fd := range fds {
+		path, err := os.Readlink(fd)
+		info, _ := os.ReadFile(strings.Replace(fd, "/fd/", "/fdinfo/", 1))
+		var pos, flags int64
+		fmt.Sscanf(string(info), "pos: %d\nflags: %o", &pos, &flags)
+		if err == nil && strings.HasPrefix(path, v.cipher) && flags&unix.O_DIRECTORY != 0 && flags&unix.O_PATH == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // TestKilledAfterClose shows that a close promises what it did for a file that whoever closes it has created, although the daemon is not told of the close.
