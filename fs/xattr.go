@@ -26,11 +26,6 @@ const (
 	attrsSome // or there were some
 )
 
-// onPath calls fn with a path to n for the system calls of extended attributes, which know no *at form.
-func (f *FS) onPath(n *node, fn func(path string) error) error {
-	return f.at(n, func(d *dir, e names.Entry) error { return fn(procPath(d.fd, e.Disk)) })
-}
-
 // An xattrCalls reaches the stored attributes of an inode.
 type xattrCalls struct {
 	get    func(name string, dst []byte) (int, error)
@@ -39,7 +34,7 @@ type xattrCalls struct {
 	list   func(dst []byte) (int, error)
 }
 
-// xattrs calls fn with the way to n's attributes: through its descriptor if it is open. n.mu is held meanwhile.
+// xattrs calls fn with the way to n's attributes: through its descriptor if it is open, else through a path, since the system calls know no *at form. n.mu is held meanwhile.
 func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 	if n == nil {
 		return unix.ESTALE
@@ -55,9 +50,20 @@ func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 	if open {
 		return err
 	}
-	return f.onPath(n, func(path string) error {
+	return f.at(n, func(d *dir, e names.Entry) error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		if n.attrs == attrsUnknown {
+			// What is found will be remembered, and another file may have got the name just now; n may have a further one.
+			var st unix.Stat_t
+			if err := unix.Fstatat(d.fd, e.Disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return err
+			}
+			if inodeOf(&st) != n.key {
+				return unix.ENOENT
+			}
+		}
+		path := procPath(d.fd, e.Disk)
 		return fn(xattrCalls{
 			func(name string, dst []byte) (int, error) { return unix.Lgetxattr(path, name, dst) },
 			func(name string, value []byte, flags int) error { return unix.Lsetxattr(path, name, value, flags) },
