@@ -37,7 +37,7 @@ func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	} else if err != nil {
 		return f.fail(n, "open", err)
 	}
-	if out.OpenFlags = openFlags(write); !write {
+	if out.OpenFlags = openFlags(write); !write && in.Flags&unix.O_DIRECT == 0 {
 		f.prefill(n)
 	}
 	return fuse.OK
@@ -58,7 +58,8 @@ const maxPrefill = 64 << 10
 // kernel drops later it reads again. What is damaged is left for the reader to find.
 //
 // The kernel takes the bytes over whatever it has, so nobody else may have the file open: what a writer changed meanwhile would be lost to
-// readers. While n.mu is held, nobody can become one.
+// readers. While n.mu is held, nobody can become one. No page of the file is locked by a read that waits for an answer, and so for n.mu: the kernel releases a file
+// only after the last answer.
 func (f *FS) prefill(n *node) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -75,6 +76,9 @@ func (f *FS) prefill(n *node) {
 	defer f.prefills.Put(buf)
 	if m, err := o.data.ReadAt(buf[:size], 0); int64(m) == size && (err == nil || err == io.EOF) {
 		f.srv.InodeNotifyStoreCache(n.id, 0, buf[:m])
+		if f.stopped.Load() { // Stop may have been here before
+			f.srv.InodeNotify(n.id, 0, 0)
+		}
 	}
 }
 
