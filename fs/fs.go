@@ -7,7 +7,7 @@
 // The mount is the volume's only writer (its lock says so), so the kernel may keep attributes, entries, absent entries, symbolic
 // links, directory listings and data for as long as it likes.
 //
-// Lock order: FS.renames, then node.mu, then those of blockcrypt and journal, then table.mu or dirs.mu. No lock of table or dirs is held over a system call.
+// Lock order: FS.renames, then node.mu, then those of blockcrypt and journal, then table.mu, dirs.mu or listings.mu. No lock of these is held over a system call.
 package fs
 
 import (
