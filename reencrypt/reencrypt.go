@@ -32,6 +32,7 @@ const progressEvery = 100 * time.Millisecond
 // Options say how to re-encrypt. The zero value does it with one worker for each processor.
 type Options struct {
 	DryRun   bool           // read headers only, and tell what would be rewritten
+	Key      header.ID      // of a dry run: the ID of the data key that files are to have; zero: that of new files
 	Workers  int            // files rewritten at once, each of which needs its size in free space
 	Progress func(Progress) // gets the state now and then, one at a time; nil: the bytes are not counted beforehand
 }
@@ -91,11 +92,13 @@ func Run(ctx context.Context, v *volume.Volume, j *journal.Journal, o Options) (
 	if v.Header().PerFile {
 		return r.report, volume.ErrPerFile
 	}
-	current, err := v.Current()
-	if err != nil {
-		return r.report, err
+	if r.current = o.Key; !o.DryRun || o.Key == (header.ID{}) {
+		current, err := v.Current()
+		if err != nil {
+			return r.report, err
+		}
+		r.current = current.KeyID
 	}
-	r.current = current.KeyID
 	if !o.DryRun {
 		if err := errors.Join(j.Checkpoint(), Recover(v)); err != nil {
 			return r.report, err

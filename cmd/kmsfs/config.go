@@ -31,7 +31,9 @@ type config struct {
 	Huawei         cloudSettings     `toml:"huawei,omitempty"`
 	Secrets        secretSettings    `toml:"secrets,omitempty"`
 
-	Generation uint64 `toml:"generation,omitempty"` // of a record alone: the newest data key of new files that this machine has seen
+	// Of a record alone: the newest data key of new files that this machine has seen, and the one under which it has begun to rewrite all files.
+	Generation uint64 `toml:"generation,omitempty"`
+	Begun      uint64 `toml:"re-encryption,omitempty"`
 
 	revealed map[string]string // values that were fetched, and the references to them
 }
@@ -79,8 +81,8 @@ func loadConfig(path string) (c config, err error) {
 		return c, usagef("--config: %w", err)
 	case errors.Is(err, os.ErrNotExist):
 		return config{}, nil
-	case err == nil && c.Generation != 0:
-		return c, usagef("%s: generation is a setting of the record of a volume", path)
+	case err == nil && (c.Generation != 0 || c.Begun != 0):
+		return c, usagef("%s: generation and re-encryption are settings of the record of a volume", path)
 	}
 	return c, err
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 
@@ -50,19 +51,26 @@ func doReencrypt(c *cli.Context) error {
 		return err
 	}
 	defer v.Close()
+	if v.Header().PerFile {
+		return fail(exitUsage, "re-encrypt %s: %w, which is as good as any other", v.Dir(), volume.ErrPerFile)
+	}
 	dry := c.Bool("dry-run")
 	j, err := openJournal(v, dry)
 	if err != nil {
 		return err
 	}
-	result, err := reencryptFiles(c, v, j, dry)
-	if errors.Is(err, volume.ErrPerFile) {
-		err = fail(exitUsage, "%w, which is as good as any other", err)
-	}
+	report, err := reencryptFiles(c, v, j, reencrypt.Options{DryRun: dry})
 	if err := errors.Join(currentHint(err), j.Close()); err != nil {
 		return fmt.Errorf("re-encrypt %s: %w", v.Dir(), err)
 	}
-	return printReencrypt(c, v, result)
+	if c.Bool("json") {
+		if err := printJSON(c.App.Writer, reencryptResult{report, dry}); err != nil {
+			return err
+		}
+	} else {
+		printReencrypted(c.App.Writer, v, report, dry)
+	}
+	return stragglers(v, report)
 }
 
 // openJournal opens the journal of a volume that a command is going to change, after what crashes have left was put in place. A dry run does not do that.
@@ -80,8 +88,7 @@ func openJournal(v *volume.Volume, dry bool) (*journal.Journal, error) {
 }
 
 // reencryptFiles re-encrypts the files of an unlocked volume that nobody else uses, and shows on a terminal how far it is.
-func reencryptFiles(c *cli.Context, v *volume.Volume, j *journal.Journal, dry bool) (reencryptResult, error) {
-	o := reencrypt.Options{DryRun: dry}
+func reencryptFiles(c *cli.Context, v *volume.Volume, j *journal.Journal, o reencrypt.Options) (reencrypt.Report, error) {
 	if isTerminal(c.App.ErrWriter) {
 		bar := progressbar.NewOptions64(1, progressbar.OptionSetWriter(c.App.ErrWriter), progressbar.OptionSetDescription("re-encrypt"), progressbar.OptionShowBytes(true),
 			progressbar.OptionSetPredictTime(true), progressbar.OptionSetWidth(30), progressbar.OptionClearOnFinish())
@@ -92,27 +99,30 @@ func reencryptFiles(c *cli.Context, v *volume.Volume, j *journal.Journal, dry bo
 		}
 	}
 	report, err := reencrypt.Run(c.Context, v, j, o)
-	return reencryptResult{report, dry}, err
+	if err == nil && !o.DryRun {
+		if err := noteBegun(v, 0); err != nil {
+			fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: that the files are re-encrypted was not noted on this machine, so that the next kmsfs rotate --re-encrypt makes no data key: %v\n", err)
+		}
+	}
+	return report, err
 }
 
-// printReencrypt prints what a re-encryption did. Files that were left as they were are a failure.
-func printReencrypt(c *cli.Context, v *volume.Volume, r reencryptResult) error {
-	if c.Bool("json") {
-		if err := printJSON(c.App.Writer, r); err != nil {
-			return err
-		}
-	} else {
-		for _, s := range r.Stragglers {
-			fmt.Fprintf(c.App.Writer, "%s: not re-encrypted: %s\n", filepath.Join(v.Dir(), s.Ciphertext), oneLine(s.Cause))
-		}
-		did := "re-encrypted"
-		if r.DryRun {
-			did = "would re-encrypt"
-		}
-		fmt.Fprintf(c.App.Writer, "%s %d of %d files, %d bytes\n", did, r.Reencrypted, r.Files, r.Bytes)
+// printReencrypted says what a re-encryption did.
+func printReencrypted(out io.Writer, v *volume.Volume, r reencrypt.Report, dry bool) {
+	for _, s := range r.Stragglers {
+		fmt.Fprintf(out, "%s: not re-encrypted: %s\n", filepath.Join(v.Dir(), s.Ciphertext), oneLine(s.Cause))
 	}
-	if len(r.Stragglers) > 0 {
-		return fail(exitDamaged, "%s: %d files keep the data key they had\nhint: kmsfs fsck says what is damaged; run again, this goes on with the others", v.Dir(), len(r.Stragglers))
+	did := "re-encrypted"
+	if dry {
+		did = "would re-encrypt"
 	}
-	return nil
+	fmt.Fprintf(out, "%s %d of %d files, %d bytes\n", did, r.Reencrypted, r.Files, r.Bytes)
+}
+
+// stragglers is the failure of a re-encryption that left files as they were.
+func stragglers(v *volume.Volume, r reencrypt.Report) error {
+	if len(r.Stragglers) == 0 {
+		return nil
+	}
+	return fail(exitDamaged, "%s: %d files keep the data key they had\nhint: kmsfs fsck says what is damaged; kmsfs reencrypt goes on with them, without another data key", v.Dir(), len(r.Stragglers))
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -24,8 +25,9 @@ func rotateCommand() *cli.Command {
 		OnUsageError:    usageError,
 		Description: "Example: kmsfs rotate /srv/cipher\n" +
 			"The CMKs that wrap the volume's data key make and wrap the new one; nothing is changed if one of them fails. Files that are there keep their data keys, and can be read as before.\n" +
-			"Cut off and run again, it makes another one.",
+			"Cut off and run again, it makes another one. With --re-encrypt, the volume unmounted, it then rewrites those files under the new data key; cut off and run again, that goes on where it was.",
 		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "re-encrypt", Usage: "then rewrite all files under the new data key, as kmsfs reencrypt does; the volume must not be mounted"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "have a data key made and wrapped, but change nothing"},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
 			trustFlag(), configFlag(), endpointFlag(),
@@ -72,6 +74,9 @@ func doRotate(c *cli.Context) error {
 		return err
 	}
 	defer v.Close()
+	if c.Bool("re-encrypt") {
+		return doRotateAll(c, v, t, req)
+	}
 	var result rotateResult
 	err = anywhere(c.Context, v, func() error {
 		socket, err := socketPath(v)
@@ -90,48 +95,79 @@ func doRotate(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("rotate %s: %w", v.Dir(), err)
 	}
-	for _, w := range result.Warnings {
-		fmt.Fprintf(c.App.ErrWriter, "kmsfs: warning: %s\n", w)
-	}
+	result.warn(c.App.ErrWriter)
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, result)
 	}
+	fmt.Fprintf(c.App.Writer, "%s; other files keep theirs\n", result)
+	return nil
+}
+
+// String says what a rotation did.
+func (r rotateResult) String() string {
 	did := "new files get data key"
-	if result.DryRun {
+	if r.DryRun {
 		did = "new files would get a data key like"
 	}
-	fmt.Fprintf(c.App.Writer, "%s %s, generation %d, wrapped by %s; other files keep theirs\n", did, result.KeyID, result.Generation, strings.Join(result.CMKs, ", "))
-	return nil
+	return fmt.Sprintf("%s %s, generation %d, wrapped by %s", did, r.KeyID, r.Generation, strings.Join(r.CMKs, ", "))
+}
+
+func (r rotateResult) warn(stderr io.Writer) {
+	for _, w := range r.Warnings {
+		fmt.Fprintf(stderr, "kmsfs: warning: %s\n", w)
+	}
 }
 
 // rotate gives an unlocked volume another data key for new files, made and wrapped by the CMKs that job finds trusted.
 func rotate(ctx context.Context, job *rewrapJob, req rotateRequest) (result rotateResult, err error) {
-	if err := errors.Join(job.addEndpoints(req.Endpoints), job.openTrusted()); err != nil {
+	next, err := nextKey(ctx, job, req)
+	if err != nil {
 		return result, err
+	}
+	result = resultOf(next, req)
+	if req.DryRun {
+		return result, nil
+	}
+	return result, result.begin(job.v, next)
+}
+
+// nextKey has the CMKs that job finds trusted make and wrap a data key for new files. Nothing is changed.
+func nextKey(ctx context.Context, job *rewrapJob, req rotateRequest) (*volume.NextKey, error) {
+	if err := errors.Join(job.addEndpoints(req.Endpoints), job.openTrusted()); err != nil {
+		return nil, err
 	}
 	next, err := job.v.NextKey(ctx, job.ring())
 	switch {
 	case errors.Is(err, volume.ErrPerFile):
-		return result, fail(exitUsage, "%w: there is nothing to rotate", err)
+		return nil, nothingToRotate(err)
 	case errors.Is(err, keyring.ErrUntrusted):
-		return result, fmt.Errorf("%w\nhint: trust it with --cmk (while the volume is mounted: at its mount), or take it out with kmsfs rewrap --remove", err)
+		return nil, fmt.Errorf("%w\nhint: trust it with --cmk (while the volume is mounted: at its mount), or take it out with kmsfs rewrap --remove", err)
 	case errors.Is(err, header.ErrBounds):
-		return result, fmt.Errorf("%w; the header length of a volume is fixed at init: kmsfs rewrap --remove makes room", err)
+		return nil, fmt.Errorf("%w; the header length of a volume is fixed at init: kmsfs rewrap --remove makes room", err)
 	case err != nil:
-		return result, hinted(err)
+		return nil, hinted(err)
 	}
-	result = rotateResult{Generation: next.Generation(), KeyID: next.KeyID().String(), CMKs: next.CMKs(), DryRun: req.DryRun, Warnings: []string{}}
-	if req.DryRun {
-		return result, nil
-	}
-	if err := job.v.Rotate(next); err != nil {
-		return result, err
+	return next, nil
+}
+
+func nothingToRotate(err error) error {
+	return fail(exitUsage, "%w: there is nothing to rotate", err)
+}
+
+func resultOf(next *volume.NextKey, req rotateRequest) rotateResult {
+	return rotateResult{Generation: next.Generation(), KeyID: next.KeyID().String(), CMKs: next.CMKs(), DryRun: req.DryRun, Warnings: []string{}}
+}
+
+// begin makes next the data key of new files.
+func (r *rotateResult) begin(v *volume.Volume, next *volume.NextKey) error {
+	if err := v.Rotate(next); err != nil {
+		return err
 	}
 	// Not earlier: a machine that has seen a generation refuses a volume without it.
-	if err := noteGeneration(job.v); err != nil {
-		result.Warnings = append(result.Warnings, fmt.Sprintf("the generation was not noted on this machine, which will not notice if the rotation is undone: %v", err))
+	if err := noteGeneration(v); err != nil {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the generation was not noted on this machine, which will not notice if the rotation is undone: %v", err))
 	}
-	return result, nil
+	return nil
 }
 
 // currentHint adds to an error what to do about a data key of new files that cannot be used.

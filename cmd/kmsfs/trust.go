@@ -228,6 +228,17 @@ func noteGeneration(v *volume.Volume) error {
 	return saveRecord(id, c)
 }
 
+// noteBegun records that all files are being rewritten under the data key of this generation, 0 for that none are.
+func noteBegun(v *volume.Volume, generation uint64) error {
+	id := v.Header().FileID
+	c, err := readRecord(id)
+	if err != nil || generation == c.Begun {
+		return err
+	}
+	c.Begun = generation
+	return saveRecord(id, c)
+}
+
 // writeRecord notes the trusted CMKs of a volume.
 func writeRecord(id header.ID, cmks []string) error {
 	c, err := readRecord(id)
