@@ -99,6 +99,9 @@ func parseNote(b []byte) (*replacement, error) {
 		return nil, errNote
 	}
 	n := &replacement{old: header.ID(b[8:]), new: header.ID(b[24:])}
+	if zero := (header.ID{}); n.old == zero || n.new == zero || n.old == n.new {
+		return nil, errNote // zeros are what a file without a header has for an ID
+	}
 	count, rest := binary.BigEndian.Uint32(b[40:]), signed[noteFixed:]
 	for range count {
 		if len(rest) < 4 {
@@ -156,15 +159,13 @@ func finish(v *volume.Volume, work *os.File) error {
 		if _, err := x.all(n); err != nil {
 			return err
 		}
-		several = append(several, n)
-	}
-	if len(several) == 0 {
-		return nil
+		several = append(several, &replacement{old: n.old, new: n.new}) // the names may be many
 	}
 	if err := x.end(several); err != nil {
 		return err
 	}
-	return syncAll(work) // a note must not come back when the files have changed
+	// Once the files have changed, no note must come back, and no name must be the old file's again: a run that was killed has made neither durable.
+	return syncAll(work)
 }
 
 func readNote(work *os.File, name string) (*replacement, error) {

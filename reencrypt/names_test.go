@@ -245,3 +245,32 @@ func sealNote(b []byte) []byte {
 	sum := sha256.Sum256(b)
 	return append(b, sum[:]...)
 }
+
+// TestNotesWithoutIDs plants notes about files that have no file ID. They are none: nothing is renamed or removed.
+func TestNotesWithoutIDs(t *testing.T) {
+	w, r, n := linked(t)
+	n.remove(r.work)
+	must(t, os.WriteFile(w.path("empty"), nil, 0o600))
+	must(t, os.Symlink("a", w.path("link")))
+	planted := header.NewID()
+	content, err := os.ReadFile(w.path("dir/sub/alone"))
+	must(t, err)
+	must(t, os.WriteFile(w.path(".kmsfs/reencrypt/"+planted.String()), append(append(content[:24:24], planted[:]...), content[40:]...), 0o600))
+	before := w.state(false)
+	for i, forged := range []*replacement{
+		{new: planted, paths: []string{"empty", "link", "nothing", "dir"}},
+		{old: planted, paths: []string{"empty"}},
+		{old: n.old, new: n.old, paths: []string{"a"}},
+	} {
+		name := fmt.Sprintf(".kmsfs/reencrypt/%032x.names", i)
+		must(t, os.WriteFile(w.path(name), forged.encode(), 0o600))
+		must(t, Finish(w.v))
+		must(t, os.Remove(w.path(name)))
+		unchanged(t, before, w.state(false))
+		if _, err := os.Lstat(w.path("nothing")); err == nil {
+			t.Error("an entry was made")
+		}
+	}
+	must(t, Recover(w.v))
+	w.nothingLeft()
+}

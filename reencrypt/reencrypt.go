@@ -121,10 +121,12 @@ func Run(ctx context.Context, v *volume.Volume, j *journal.Journal, o Options) (
 	}
 	if !o.DryRun {
 		r.drop(r.take())
-		if err == nil {
-			err = syncAll(r.work)
+		// Also of a run that was cut off: without the directory, nobody knows that there is something to be made durable.
+		if synced := syncAll(r.work); synced == nil {
+			_ = unix.Unlinkat(v.MetaFd(), volume.WorkDir, unix.AT_REMOVEDIR)
+		} else if err == nil {
+			err = synced
 		}
-		_ = unix.Unlinkat(v.MetaFd(), volume.WorkDir, unix.AT_REMOVEDIR)
 	}
 	slices.SortFunc(r.report.Stragglers, func(a, b Straggler) int { return strings.Compare(a.Ciphertext, b.Ciphertext) })
 	return r.report, err
