@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"errors"
 	"io"
 
@@ -74,7 +75,7 @@ func (f *FS) examineEntry(n *node, d *dir, disk string) {
 	if size, err := unix.Lgetxattr(procPath(d.fd, disk), journal.MarkName, nil); err != nil || size == 0 {
 		return
 	}
-	if _, err := f.acquireLocked(nil, n, false); err == nil {
+	if _, err := f.acquireLocked(f.ask(context.Background()), n, false); err == nil {
 		f.release(n)
 	}
 }

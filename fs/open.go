@@ -82,22 +82,61 @@ func (f *FS) prefill(n *node) {
 	}
 }
 
-// acquire returns the content of n for one more user, who calls release.
-func (f *FS) acquire(ctx interrupt, n *node, write bool) (*openFile, error) {
-	f.renames.RLock()
-	defer f.renames.RUnlock()
-	return f.acquireLocked(ctx, n, write)
+// An opener authenticates the header of a file and returns the file's cipher.
+type opener func(raw []byte) (*blockcrypt.Cipher, error)
+
+// An unasked is the error of openKnown for a header whose data key is not known.
+type unasked struct{ raw []byte }
+
+// Error implements error.
+func (*unasked) Error() string { return volume.ErrForgotten.Error() }
+
+// openKnown is an opener that asks no CMK.
+func (f *FS) openKnown(raw []byte) (*blockcrypt.Cipher, error) {
+	c, err := f.vol.OpenKnown(raw)
+	if errors.Is(err, volume.ErrForgotten) {
+		return nil, &unasked{raw}
+	}
+	return c, err
 }
 
-// acquireLocked is acquire for callers that hold renames.
-func (f *FS) acquireLocked(ctx interrupt, n *node, write bool) (*openFile, error) {
+// ask returns an opener that asks CMKs.
+func (f *FS) ask(ctx context.Context) opener {
+	return func(raw []byte) (*blockcrypt.Cipher, error) { return f.vol.OpenFile(ctx, raw) }
+}
+
+// acquire returns the content of n for one more user, who calls release. CMKs are asked while no lock is held, since a call may take seconds.
+func (f *FS) acquire(ctx interrupt, n *node, write bool) (*openFile, error) {
+	for open := f.openKnown; ; {
+		o, err := f.acquireWith(open, n, write)
+		var header *unasked
+		if !errors.As(err, &header) {
+			return o, err
+		}
+		_, err = f.vol.FileHeader(ctx, header.raw)
+		if damaged(err) {
+			open = f.ask(ctx) // whether a crash has torn it is found out under the locks
+		} else if err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (f *FS) acquireWith(open opener, n *node, write bool) (*openFile, error) {
+	f.renames.RLock()
+	defer f.renames.RUnlock()
+	return f.acquireLocked(open, n, write)
+}
+
+// acquireLocked is acquire for callers that hold renames, and an opener.
+func (f *FS) acquireLocked(open opener, n *node, write bool) (*openFile, error) {
 	if f.stopped.Load() {
 		return nil, unix.EACCES
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open == nil {
-		o, err := f.openNode(ctx, n, write)
+		o, err := f.openNode(open, n, write)
 		if err != nil {
 			return nil, err
 		}
@@ -173,7 +212,7 @@ func (f *FS) using(cancel <-chan struct{}, n *node, write bool, fn func(o *openF
 // openNode opens the ciphertext file of n, reads its header and checks it. renames and n.mu are held.
 //
 // A file is opened for writing whenever possible, so that a later writer can share the descriptor.
-func (f *FS) openNode(ctx interrupt, n *node, write bool) (*openFile, error) {
+func (f *FS) openNode(open opener, n *node, write bool) (*openFile, error) {
 	if n.kind != unix.S_IFREG {
 		return nil, unix.EINVAL
 	}
@@ -193,7 +232,7 @@ func (f *FS) openNode(ctx interrupt, n *node, write bool) (*openFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.newOpen(ctx, n, fd, writable)
+	return f.newOpen(open, n, fd, writable)
 }
 
 // openQuietly opens a ciphertext file so that our reads of headers and neighbouring bytes do not show in its access time, where the
@@ -213,7 +252,7 @@ func refused(err error) bool {
 }
 
 // newOpen makes the content of n over its descriptor, which it takes over.
-func (f *FS) newOpen(ctx interrupt, n *node, fd int, writable bool) (*openFile, error) {
+func (f *FS) newOpen(open opener, n *node, fd int, writable bool) (*openFile, error) {
 	var st unix.Stat_t
 	err := unix.Fstat(fd, &st)
 	if err == nil && (inodeOf(&st) != n.key || st.Mode&unix.S_IFMT != unix.S_IFREG) {
@@ -228,7 +267,7 @@ func (f *FS) newOpen(ctx interrupt, n *node, fd int, writable bool) (*openFile, 
 		return nil, err
 	}
 	supply := f.vol.Supply()
-	data, err := f.plaintext(ctx, file, supply)
+	data, err := f.plaintext(open, file, supply)
 	if f.journal.Suspect(file.Fd()) {
 		data, err = f.examine(n, file, supply, data, err)
 	}
@@ -248,7 +287,7 @@ func (o *openFile) prepare() error {
 }
 
 // plaintext reads the header of a ciphertext file, if it has one, and checks it.
-func (f *FS) plaintext(ctx interrupt, file *journal.File, supply *volume.Supply) (*blockcrypt.File, error) {
+func (f *FS) plaintext(open opener, file *journal.File, supply *volume.Supply) (*blockcrypt.File, error) {
 	size, err := file.Size()
 	if err != nil {
 		return nil, err
@@ -260,7 +299,7 @@ func (f *FS) plaintext(ctx interrupt, file *journal.File, supply *volume.Supply)
 		if err != nil && err != io.EOF {
 			return nil, err
 		}
-		if c, err = f.vol.OpenFile(ctx, raw[:m]); err != nil {
+		if c, err = open(raw[:m]); err != nil {
 			return nil, err
 		}
 	}
@@ -286,7 +325,7 @@ func (f *FS) upgrade(n *node) error {
 }
 
 // Create implements [fuse.RawFileSystem]. A new file is 0 bytes long; its header comes with its first bytes.
-func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	mode := f.mode(in.NodeId, in.Mode&07777, in.Umask)
 	f.renames.RLock()
 	defer f.renames.RUnlock()
@@ -300,7 +339,7 @@ func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out 
 			f.dropSideLinks(d, e)
 			return err
 		}
-		if err := f.created(cancel, in.Caller, link{d.node, name}, d, fd, out); err != nil {
+		if err := f.created(in.Caller, link{d.node, name}, d, fd, out); err != nil {
 			f.undo(d, e, unix.S_IFREG) // the kernel goes on believing that there is no such entry
 			return err
 		}
@@ -309,7 +348,7 @@ func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out 
 }
 
 // created gives fd, a new and empty file in d, to the caller and answers with it. It takes fd over. No name in at means that it has none.
-func (f *FS) created(cancel <-chan struct{}, c fuse.Caller, at link, d *dir, fd int, out *fuse.CreateOut) error {
+func (f *FS) created(c fuse.Caller, at link, d *dir, fd int, out *fuse.CreateOut) error {
 	var st unix.Stat_t
 	if err := f.giveFdTo(c, d.fd, fd, &st); err != nil {
 		unix.Close(fd)
@@ -325,7 +364,7 @@ func (f *FS) created(cancel <-chan struct{}, c fuse.Caller, at link, d *dir, fd 
 		// Somebody who found the entry in a listing was faster.
 		unix.Close(fd)
 	} else {
-		o, err := f.newOpen(interrupt(cancel), n, fd, true)
+		o, err := f.newOpen(f.openKnown, n, fd, true)
 		if err != nil {
 			if at.parent != nil {
 				f.nodes.unlinked(n, at, true)
@@ -343,7 +382,7 @@ func (f *FS) created(cancel <-chan struct{}, c fuse.Caller, at link, d *dir, fd 
 }
 
 // Tmpfile implements [fuse.RawFileSystem]: a file without a name.
-func (f *FS) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	d, err := f.dir(f.nodes.get(in.NodeId))
 	if err != nil {
 		return status(err)
@@ -355,7 +394,7 @@ func (f *FS) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.Create
 	if err != nil {
 		return status(err)
 	}
-	return status(f.created(cancel, in.Caller, link{}, d, fd, out))
+	return status(f.created(in.Caller, link{}, d, fd, out))
 }
 
 // giveFdTo is giveTo for an open file; it reads the attributes that the file has then.

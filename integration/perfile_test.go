@@ -239,3 +239,39 @@ func TestInitFindsUnbound(t *testing.T) {
 	c.faults(t)
 	c.save(t)
 }
+
+// TestOpenBesideCalls opens a file whose data key is not known while the CMK does not answer: nobody else waits. Were a lock held over the call, the rename could not go on before the call has failed, and
+// with it the open.
+func TestOpenBesideCalls(t *testing.T) {
+	t.Parallel() // it waits for a call that is given up
+	c := newClouds(t, emulator.Options{CMKs: cloudCMKs()[:1]})
+	c.init(t, "--data-key", "per-file")
+	c.mount(t)
+	path := func(name string) string { return filepath.Join(c.plain, name) }
+	for _, name := range []string{"slow", "moved", "known"} {
+		must(t, os.WriteFile(path(name), []byte(name), 0o644))
+	}
+	c.umount(t)
+	c.mount(t)
+	shell(t, c.plain, "cat known moved; mkdir sub")
+	c.faults(t, emulator.Fault{Kind: emulator.Hang, Operation: "Decrypt"})
+	c.ResetCalls()
+	opened := make(chan error, 1)
+	go func() {
+		b, err := os.ReadFile(path("slow"))
+		if err == nil && string(b) != "slow" {
+			err = errors.New(string(b))
+		}
+		opened <- err
+	}()
+	eventually(t, "the CMK is asked", func() bool { return c.Count("", "Decrypt") > 0 })
+	must(t, os.Rename(path("moved"), path("sub/moved")))
+	must(t, os.Rename(path("slow"), path("sub/slow"))) // the very file
+	if got := shell(t, c.plain, "cat known sub/moved; stat -c %s sub/slow"); got != "knownmoved4\n" {
+		t.Errorf("%q", got)
+	}
+	c.faults(t)
+	if err := <-opened; err != nil {
+		t.Errorf("the open that waited: %v", err)
+	}
+}

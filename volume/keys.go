@@ -143,25 +143,50 @@ func (v *Volume) OpenFile(ctx context.Context, raw []byte) (*blockcrypt.Cipher, 
 	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
 }
 
+// OpenKnown is OpenFile without asking: the error wraps [ErrForgotten] if the header's data key is not known.
+func (v *Volume) OpenKnown(raw []byte) (*blockcrypt.Cipher, error) {
+	h, err := v.parseFile(raw)
+	if err != nil {
+		return nil, err
+	}
+	dk := v.keys.known.get(h.KeyID)
+	if dk == nil {
+		return nil, fmt.Errorf("%w: %s", ErrForgotten, h.KeyID)
+	}
+	if err := h.Verify(dk); err != nil {
+		return nil, err
+	}
+	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
+}
+
 // FileHeader is OpenFile for those who want the header itself. Its data key is known from then on, for a while if it is not one of the volume's own.
 func (v *Volume) FileHeader(ctx context.Context, raw []byte) (*header.Header, error) {
 	h, _, err := v.openHeader(ctx, raw)
 	return h, err
 }
 
-func (v *Volume) openHeader(ctx context.Context, raw []byte) (*header.Header, keyring.DataKey, error) {
+// parseFile reads the header of a file, which is not authenticated yet, and refuses one that is not of a volume like this one.
+func (v *Volume) parseFile(raw []byte) (*header.Header, error) {
 	h, err := header.Parse(raw)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	vh := v.Header()
 	switch {
 	case h.Kind != header.File:
-		return nil, nil, fmt.Errorf("%w: not the header of a file", ErrForeign)
+		return nil, fmt.Errorf("%w: not the header of a file", ErrForeign)
 	case h.Algorithm != vh.Algorithm, h.SegmentSize != vh.SegmentSize, h.Size != vh.Size:
-		return nil, nil, fmt.Errorf("%w: algorithm, segment size or header length differs", ErrForeign)
+		return nil, fmt.Errorf("%w: algorithm, segment size or header length differs", ErrForeign)
 	case !h.Context.Equal(vh.Context):
-		return nil, nil, fmt.Errorf("%w: encryption context differs", ErrForeign)
+		return nil, fmt.Errorf("%w: encryption context differs", ErrForeign)
+	}
+	return h, nil
+}
+
+func (v *Volume) openHeader(ctx context.Context, raw []byte) (*header.Header, keyring.DataKey, error) {
+	h, err := v.parseFile(raw)
+	if err != nil {
+		return nil, nil, err
 	}
 	dk := v.keys.known.get(h.KeyID)
 	if dk == nil {
