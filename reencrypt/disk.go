@@ -38,9 +38,14 @@ func openDir(parent int, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
+// inVolume reports whether a path is one of the volume's tree.
+func inVolume(below string) bool {
+	return below != "" && path.Clean("/"+below) == "/"+below && !strings.HasPrefix(below+"/", volume.MetaDir+"/")
+}
+
 // openParent opens the directory that a path below root, which may be anybody's, ends in. Each step is a name, and no symbolic link is followed, so that it leads nowhere else.
 func openParent(root int, below string) (dir *os.File, name string, err error) {
-	if below == "" || path.Clean("/"+below) != "/"+below || strings.HasPrefix(below+"/", volume.MetaDir+"/") {
+	if !inVolume(below) {
 		return nil, "", fmt.Errorf("%q: not a path in a volume", below)
 	}
 	if dir, err = openDir(root, "."); err != nil {

@@ -111,6 +111,9 @@ func parseNote(b []byte) (*replacement, error) {
 		if rest = rest[4:]; size > int64(len(rest)) {
 			return nil, errNote
 		}
+		if !inVolume(string(rest[:size])) {
+			return nil, errNote
+		}
 		n.paths, rest = append(n.paths, string(rest[:size])), rest[size:]
 	}
 	if len(rest) > 0 {

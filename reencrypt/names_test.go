@@ -261,6 +261,8 @@ func TestNotesWithoutIDs(t *testing.T) {
 		{new: planted, paths: []string{"empty", "link", "nothing", "dir"}},
 		{old: planted, paths: []string{"empty"}},
 		{old: n.old, new: n.old, paths: []string{"a"}},
+		{old: n.old, new: planted, paths: []string{"../a"}},
+		{old: n.old, new: planted, paths: []string{".kmsfs/volume"}},
 	} {
 		name := fmt.Sprintf(".kmsfs/reencrypt/%032x.names", i)
 		must(t, os.WriteFile(w.path(name), forged.encode(), 0o600))
