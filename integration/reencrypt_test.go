@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -404,4 +405,41 @@ func TestReencryptRotated(t *testing.T) {
 func TestReencryptPerFile(t *testing.T) {
 	v := newVolume(t, "--data-key", "per-file")
 	v.refused(t, 2, []string{"every file has a data key of its own"}, "reencrypt", v.cipher)
+}
+
+// TestReencryptApart cannot bring the names of a file together, since something is mounted on both: a mount for writing is refused, a read-only one is not.
+func TestReencryptApart(t *testing.T) {
+	v := newVolume(t, "--plaintext-names")
+	v.mount(t)
+	shell(t, v.plain, "echo same > a; echo same > b")
+	v.umount(t)
+	work := v.cipher + "/.kmsfs/reencrypt"
+	must(t, os.Mkdir(work, 0o700))
+	a, err := os.ReadFile(v.cipher + "/a")
+	must(t, err)
+	b, err := os.ReadFile(v.cipher + "/b")
+	must(t, err)
+	must(t, os.Link(v.cipher+"/a", fmt.Sprintf("%s/%x", work, a[24:40])))
+	note := fmt.Appendf(nil, "kmsfsnam%s%s\x00\x00\x00\x02\x00\x00\x00\x01a\x00\x00\x00\x01b", b[24:40], a[24:40]) // docs/format.md section 10.4
+	sum := sha256.Sum256(note)
+	must(t, os.WriteFile(fmt.Sprintf("%s/%x.names", work, a[24:40]), append(note, sum[:]...), 0o600))
+	for _, name := range []string{"a", "b"} {
+		path := filepath.Join(v.cipher, name)
+		must(t, unix.Mount(path, path, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	}
+	v.refused(t, 9, []string{`"b"`, "cannot be changed"}, "mount", v.cipher, v.plain)
+	v.mount(t, "ro")
+	if got := shell(t, v.plain, "cat a b"); got != "same\nsame\n" {
+		t.Errorf("%q", got)
+	}
+	v.umount(t)
+	for _, name := range []string{"a", "b"} {
+		must(t, unix.Unmount(filepath.Join(v.cipher, name), unix.MNT_DETACH))
+	}
+	v.ok(t, "fsck", v.cipher)
+	if got := links(t, v.mount(t)); !strings.Contains(got, "./b") {
+		t.Errorf("the names are not together: %q", got)
+	}
+	v.umount(t)
 }

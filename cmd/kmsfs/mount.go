@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -167,7 +168,10 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 		return fmt.Errorf("mount %s: stopped by a signal: %w", v.Dir(), err)
 	}
 	if !frozen {
-		if err := reencrypt.Recover(v); err != nil {
+		err := reencrypt.Recover(v)
+		if job.opts.readOnly && errors.Is(err, reencrypt.ErrApart) { // either file has the content, and nobody writes
+			warn(oneLine(err.Error()))
+		} else if err != nil {
 			return err
 		}
 	}
