@@ -220,6 +220,9 @@ func (d *daemon) rewrap(ctx context.Context, args json.RawMessage, progress func
 	if err != nil || req.DryRun {
 		return report, err
 	}
+	if d.job.trust.keyrings != job.trust.keyrings {
+		d.job.trust.keyrings.stop()
+	}
 	d.job.trust = job.trust
 	ring := job.ring()
 	d.v.SetKeyring(ring)

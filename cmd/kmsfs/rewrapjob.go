@@ -128,7 +128,7 @@ func (job *rewrapJob) join(list []trusted) *failover.Keyring {
 	return job.trust.keyrings.join(cmks)
 }
 
-// addEndpoints takes over endpoints for regions that have none.
+// addEndpoints takes over endpoints for regions that have none, with keyrings of its own: a mount goes on with those that it has until the job has succeeded.
 func (job *rewrapJob) addEndpoints(list []string) error {
 	more, err := parseEndpoints(list)
 	if err != nil {
@@ -140,7 +140,6 @@ func (job *rewrapJob) addEndpoints(list []string) error {
 		return nil
 	}
 	old := job.trust.keyrings
-	old.stop()
 	job.trust.endpoints, job.trust.keyrings = all, newKeyrings(all, job.trust.settings)
 	job.trust.keyrings.logger, job.trust.keyrings.known = old.logger, old.known
 	return nil

@@ -189,6 +189,9 @@ func (d *daemon) rotate(ctx context.Context, args json.RawMessage, _ func(any) e
 	defer d.changes.Unlock()
 	job := rewrapJob{v: d.v, trust: d.job.trust, hidden: d.job.mountpoint}
 	result, err := rotate(ctx, &job, req)
+	if job.trust.keyrings != d.job.trust.keyrings {
+		job.trust.keyrings.stop() // the mount goes on with those that it has
+	}
 	if err == nil && !req.DryRun {
 		d.logger.Info("rotated", "data key", result.KeyID, "generation", result.Generation, "cmks", result.CMKs)
 	}
