@@ -318,10 +318,17 @@ func (k *Keyring) rest(m *member, why string) {
 	k.tell(Event{CMK: m.URI(), What: "skipped for " + k.options.Rest.String(), Call: why})
 }
 
-// temporary reports whether an error says of itself that another try may help.
+// temporary reports whether an error, or one of several that were joined, says of itself that another try may help.
 func temporary(err error) bool {
-	var t interface{ Temporary() bool }
-	return errors.As(err, &t) && t.Temporary()
+	switch err := err.(type) {
+	case interface{ Temporary() bool }:
+		return err.Temporary()
+	case interface{ Unwrap() error }:
+		return temporary(err.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(err.Unwrap(), temporary)
+	}
+	return false
 }
 
 // check refuses what no CMK needs to be asked for.

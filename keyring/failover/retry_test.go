@@ -3,6 +3,7 @@ package failover
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 
@@ -20,6 +21,10 @@ func TestRetry(t *testing.T) {
 		"well in time":   {[]error{passing, passing, nil}, 3, nil},
 		"never well":     {[]error{passing}, 4, passing},
 		"no use to wait": {[]error{passing, lasting}, 2, lasting},
+		// What a CMK says of several EDKs, of which one is another's.
+		"well in time, another's EDK first": {[]error{errors.Join(lasting, passing), nil}, 2, nil},
+		"well in time, another's EDK last":  {[]error{errors.Join(passing, lasting), nil}, 2, nil},
+		"no use to wait for any":            {[]error{fmt.Errorf("twice: %w", errors.Join(lasting, lasting))}, 1, lasting},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			calls := 0
