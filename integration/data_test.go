@@ -10,7 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/kmsfs/kmsfs/integration/emulator"
 )
@@ -59,8 +61,8 @@ func TestData(t *testing.T) {
 		in, sealed, out := filepath.Join(outside, "in"), filepath.Join(c.dir, "sealed"), filepath.Join(outside, "out")
 		must(t, os.WriteFile(in, plain, 0o644))
 		for _, cmk := range cmks {
-			c.ok(t, "data", "encrypt", "--cmk", cmk, "--context", "app=web", in, sealed)
-			c.ok(t, "data", "decrypt", "--cmk", cmk, sealed, out)
+			c.ok(t, "data", "encrypt", "--cmk", cmk, "--context", "app=web", "--force", in, sealed)
+			c.ok(t, "data", "decrypt", "--cmk", cmk, "--force", sealed, out)
 			got, err := os.ReadFile(out)
 			if err != nil || !bytes.Equal(got, plain) {
 				t.Errorf("%s, %d bytes: the same: %t, %v", cmk, size, bytes.Equal(got, plain), err)
@@ -145,7 +147,7 @@ func TestDataFaults(t *testing.T) {
 	must(t, os.WriteFile(in, []byte("a password of some length"), 0o600))
 	for _, cmk := range c.cmks[:2] {
 		c.faults(t)
-		c.ok(t, "data", "encrypt", "--cmk", cmk, in, sealed)
+		c.ok(t, "data", "encrypt", "--cmk", cmk, "--force", in, sealed)
 		must(t, os.WriteFile(out, []byte("old"), 0o600))
 		for name, f := range map[string]struct {
 			fault emulator.Fault
@@ -159,8 +161,8 @@ func TestDataFaults(t *testing.T) {
 			"wrong key id": {emulator.Fault{Kind: emulator.WrongKeyID}, "another CMK"},
 		} {
 			c.faults(t, f.fault)
-			c.refused(t, 6, []string{cmk, f.says}, "data", "encrypt", "--cmk", cmk, in, out)
-			c.refused(t, 6, []string{cmk, f.says}, "data", "decrypt", "--cmk", cmk, sealed, out)
+			c.refused(t, 6, []string{cmk, f.says}, "data", "encrypt", "--cmk", cmk, "--force", in, out)
+			c.refused(t, 6, []string{cmk, f.says}, "data", "decrypt", "--cmk", cmk, "--force", sealed, out)
 			if b, err := os.ReadFile(out); string(b) != "old" {
 				t.Errorf("%s: the output was changed: %v", name, err)
 			}
@@ -171,7 +173,7 @@ func TestDataFaults(t *testing.T) {
 		}
 		c.faults(t)
 		must(t, c.SetState(cmk, emulator.Disabled))
-		c.refused(t, 6, []string{cmk, "disabled"}, "data", "decrypt", "--cmk", cmk, sealed, out)
+		c.refused(t, 6, []string{cmk, "disabled"}, "data", "decrypt", "--cmk", cmk, "--force", sealed, out)
 	}
 }
 
@@ -179,6 +181,38 @@ func TestDataFaults(t *testing.T) {
 func (c *clouds) downAt(cmk string) emulator.Fault {
 	provider, region := regionOf(cmk)
 	return emulator.Fault{Kind: emulator.Refuse, Provider: provider, Region: region}
+}
+
+// TestDataInterrupted stops commands while they wait for input that never comes.
+func TestDataInterrupted(t *testing.T) {
+	v := newVolume(t)
+	fifo := filepath.Join(v.dir, "fifo")
+	must(t, syscall.Mkfifo(fifo, 0o600))
+	for _, command := range [][]string{{"data", "encrypt"}, {"data", "decrypt"}, {"encrypt"}} {
+		cmd := exec.Command(binary, append(command, "--cmk", "local:"+v.cmk, fifo, "-")...)
+		cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
+		must(t, cmd.Start())
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		var writer *os.File
+		eventually(t, "it opens the FIFO", func() (open bool) {
+			f, err := os.OpenFile(fifo, os.O_WRONLY|syscall.O_NONBLOCK, 0) // fails while nobody reads
+			writer = f
+			return err == nil
+		})
+		must(t, cmd.Process.Signal(syscall.SIGINT))
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("%v: no error", command)
+			}
+		case <-time.After(time.Minute):
+			t.Errorf("%v: it does not end", command)
+			must(t, cmd.Process.Kill())
+			<-ended
+		}
+		must(t, writer.Close())
+	}
 }
 
 // TestBadData uses the commands for data and secrets wrongly.
@@ -204,9 +238,12 @@ func TestBadData(t *testing.T) {
 		{name: "empty input", setup: "touch in", args: encrypt + "$R/in $R/out", code: exitUsage, says: "$R/in is empty"},
 		{name: "long input", setup: "head -c 4097 /dev/zero > in", args: encrypt + "$R/in $R/out", code: exitUsage, says: "$R/in is longer than the 4096.*(?s:.*)kmsfs encrypt"},
 		{name: "directory for input", args: encrypt + "$R $R/out", code: exitOther, says: "$R.*directory"},
-		{name: "output is a directory", setup: "echo x > in", args: encrypt + "$R/in $R", code: exitUsage, says: "$R is not a regular file"},
-		{name: "output is a device", setup: "echo x > in", args: encrypt + "$R/in /dev/null", code: exitUsage, says: "/dev/null is not a regular file"},
-		{name: "output in no directory", setup: "echo x > in", args: encrypt + "$R/in $R/none/out", code: exitOther, says: "$R/none/out.*no such"},
+		{name: "output exists", setup: "echo x > in; echo keep > out", args: encrypt + "$R/in $R/out", code: exitOther, says: "$R/out exists.*--force"},
+		{name: "output of decrypt exists", setup: seal + "echo keep > out", args: decrypt + "$R/sealed $R/out", code: exitOther, says: "$R/out exists.*--force"},
+		{name: "output is a link", setup: "echo x > in; echo keep > out; ln -s out l", args: encrypt + "--force $R/in $R/l", code: exitOther, says: "$R/l is not a regular file"},
+		{name: "output is a directory", setup: "echo x > in", args: encrypt + "$R/in $R", code: exitOther, says: "$R is not a regular file"},
+		{name: "output is a device", setup: "echo x > in", args: encrypt + "--force $R/in /dev/null", code: exitOther, says: "/dev/null is not a regular file"},
+		{name: "output in no directory", setup: "echo x > in", args: encrypt + "$R/in $R/none/out", code: exitOther, says: "$R/none.*no such"},
 		{name: "output on a full disk", setup: "echo x > in; " + fullDisk, cleanup: "umount disk", args: encrypt + "$R/in $R/disk/out", code: exitIO, says: "disk/out.*no space"},
 		{name: "unreadable input", setup: "install -m 600 /dev/null in; cp $K k; chown 65534 k", args: "data encrypt --cmk local:$R/k $R/in $R/out", env: "KMSFS_CONFIG_DIR=$R", user: true, code: exitOther, says: "$R/in.*permission denied"},
 		{name: "not encrypted", setup: "echo x > in", args: decrypt + "$R/in $R/out", code: exitNotVolume, says: "$R/in: not data"},

@@ -27,13 +27,13 @@ func dataCommand() *cli.Command {
 			Name:            name,
 			Usage:           usage,
 			ArgsUsage:       "IN OUT",
-			Description:     "IN and OUT are files, or - for standard input and output.\n\nExample: " + example,
+			Description:     "IN and OUT are files, or - for standard input and output. OUT must not exist.\n\nExample: " + example,
 			HideHelpCommand: true,
 			OnUsageError:    usageError,
 			Flags: []cli.Flag{
 				cmkFlag(cmk),
 				&cli.StringSliceFlag{Name: "context", Usage: context},
-				configFlag(), endpointFlag(),
+				forceFlag(), configFlag(), endpointFlag(),
 			},
 			Action: action,
 		}
@@ -69,6 +69,9 @@ func dataTrust(c *cli.Context) (args []string, t trust, ec keyring.EncryptionCon
 	}
 	if _, err := ec.AppendTo(nil); err != nil {
 		return nil, t, nil, usagef("--context: %w", err)
+	}
+	if err := checkOutput(c, args[1]); err != nil {
+		return nil, t, nil, err
 	}
 	conf, err := loadConfig(c.String("config"))
 	if err != nil {

@@ -8,12 +8,13 @@ import (
 	"io"
 	"os"
 
+	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/sdkformat"
 )
 
-// An input is what encrypt and decrypt read: a file, or a stream.
+// An input is what a command reads: a file, or a stream.
 type input struct {
 	ctx  context.Context
 	name string
@@ -25,15 +26,12 @@ type input struct {
 
 // openInput opens IN; "-" is standard input.
 func openInput(ctx context.Context, name string) (*input, error) {
-	in := &input{ctx: ctx, name: name, f: os.Stdin, size: -1}
-	if name == "-" {
-		in.name = "standard input"
-	} else {
-		f, err := os.Open(name)
-		if err != nil {
+	in := &input{ctx: ctx, name: inputName(name), f: os.Stdin, size: -1}
+	if name != "-" {
+		var err error
+		if in.f, err = openWaiting(ctx, name); err != nil {
 			return nil, err
 		}
-		in.f = f
 	}
 	st, err := in.f.Stat()
 	switch {
@@ -42,7 +40,7 @@ func openInput(ctx context.Context, name string) (*input, error) {
 		return nil, err
 	case st.IsDir():
 		in.Close()
-		return nil, fmt.Errorf("%s: %w; encrypt and decrypt take one file", in.name, unix.EISDIR)
+		return nil, fmt.Errorf("%s: %w", in.name, unix.EISDIR)
 	case st.Mode().IsRegular() && st.Size() > 0: // those of /proc say 0
 		if at, err := in.f.Seek(0, io.SeekCurrent); err == nil && at == 0 {
 			in.size = st.Size()
@@ -54,6 +52,47 @@ func openInput(ctx context.Context, name string) (*input, error) {
 	}
 	in.r = bufio.NewReaderSize(r, sdkformat.MaxPrefix)
 	return in, nil
+}
+
+// inputName is what messages call an input.
+func inputName(path string) string {
+	if path == "-" {
+		return "standard input"
+	}
+	return path
+}
+
+// openWaiting opens a file, which for a FIFO waits for a writer, but not beyond the end of ctx.
+func openWaiting(ctx context.Context, name string) (*os.File, error) {
+	type opened struct {
+		f   *os.File
+		err error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		f, err := os.Open(name)
+		done <- opened{f, err}
+	}()
+	select {
+	case o := <-done:
+		return o.f, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// readInput reads all of IN, but no more than one byte beyond most.
+func readInput(c *cli.Context, name string, most int) ([]byte, error) {
+	in, err := openInput(c.Context, name)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	b, err := io.ReadAll(io.LimitReader(in, int64(most)+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", in.name, err)
+	}
+	return b, nil
 }
 
 // interruptible returns a reader of r that ends with ctx, even while r waits for bytes that never come.

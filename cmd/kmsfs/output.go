@@ -14,10 +14,10 @@ import (
 	"github.com/kmsfs/kmsfs/header"
 )
 
-// An output is what encrypt and decrypt write. A file gets its name when it is complete and not before.
+// An output is what a command writes. A file gets its name when it is complete and not before.
 type output struct {
 	name  string
-	force bool
+	force bool // replaces what has the name
 	f     *os.File
 	temp  string // the name that f has meanwhile; empty if it has none
 	size  int64  // bytes written or skipped
@@ -48,15 +48,49 @@ func checkOutput(c *cli.Context, name string) error {
 
 // createOutput opens OUT; "-" is standard output.
 func createOutput(c *cli.Context, name string) (*output, error) {
-	o := &output{name: name, force: c.Bool("force"), f: os.Stdout}
-	if name != "-" {
-		var err error
-		if o.f, o.temp, err = tempFile(filepath.Dir(name), name); err != nil {
-			return nil, err
-		}
+	if name == "-" {
+		return &output{name: name, f: os.Stdout, w: bufio.NewWriterSize(os.Stdout, outputBuffer)}, nil
 	}
-	o.w = bufio.NewWriterSize(o.f, 256<<10)
-	return o, nil
+	return createFile(name, c.Bool("force"))
+}
+
+// createFile begins a file of mode 0600, which replaces what has the name if force is set.
+func createFile(name string, force bool) (*output, error) {
+	f, temp, err := tempFile(filepath.Dir(name), name)
+	if err != nil {
+		return nil, err
+	}
+	return &output{name: name, force: force, f: f, temp: temp, w: bufio.NewWriterSize(f, outputBuffer)}, nil
+}
+
+// outputBuffer is how much is written at once, in bytes.
+const outputBuffer = 256 << 10
+
+// writeOutput writes all of OUT.
+func writeOutput(c *cli.Context, name string, b []byte) error {
+	o, err := createOutput(c, name)
+	if err != nil {
+		return err
+	}
+	return o.all(b)
+}
+
+// replaceFile puts a file at path, durably, in the place of one that may be there.
+func replaceFile(path string, b []byte) error {
+	o, err := createFile(path, true)
+	if err != nil {
+		return err
+	}
+	return o.all(b)
+}
+
+// all writes all of an output, and ends it.
+func (o *output) all(b []byte) error {
+	defer o.discard()
+	if _, err := o.Write(b); err != nil {
+		return err
+	}
+	return o.commit()
 }
 
 // isStream reports whether the output is standard output.
@@ -116,7 +150,7 @@ func (o *output) rename() error {
 		return o.link(o.name)
 	}
 	if o.temp == "" { // a link replaces nothing
-		temp := filepath.Join(filepath.Dir(o.name), ".kmsfs-"+header.NewID().String())
+		temp := tempName(filepath.Dir(o.name))
 		if err := o.link(temp); err != nil {
 			return err
 		}
@@ -124,12 +158,12 @@ func (o *output) rename() error {
 	}
 	var err error
 	if o.force {
-		err = os.Rename(o.temp, o.name)
+		err = unix.Rename(o.temp, o.name)
 	} else {
 		err = unix.Renameat2(unix.AT_FDCWD, o.temp, unix.AT_FDCWD, o.name, unix.RENAME_NOREPLACE)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // NFS for one
-			if err = os.Link(o.temp, o.name); err == nil {
-				err = os.Remove(o.temp)
+			if err = unix.Link(o.temp, o.name); err == nil {
+				err = unix.Unlink(o.temp)
 			}
 		}
 	}
@@ -144,7 +178,7 @@ func (o *output) rename() error {
 func (o *output) link(name string) error {
 	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", o.f.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", o.name, err)
 	}
 	return nil
 }
@@ -163,21 +197,23 @@ func (o *output) discard() {
 // tempFile creates a file of mode 0600 in dir that has no name or, where that cannot be, a temporary one, which it returns. The file calls itself known in
 // errors.
 func tempFile(dir, known string) (f *os.File, temp string, err error) {
-	if _, err := os.Stat("/proc/self/fd"); err == nil { // needed for a name later
-		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-		switch {
-		case err == nil:
-			return os.NewFile(uintptr(fd), known), "", nil
-		case !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EINVAL):
-			return nil, "", &os.PathError{Op: "create", Path: known, Err: err}
-		}
+	const flags = unix.O_RDWR | unix.O_CLOEXEC
+	fd, err := -1, error(unix.EOPNOTSUPP)
+	if _, no := os.Stat("/proc/self/fd"); no == nil { // needed for a name later
+		fd, err = unix.Open(dir, unix.O_TMPFILE|flags, 0o600)
 	}
-	f, err = os.CreateTemp(dir, ".kmsfs-*")
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
+		temp = tempName(dir)
+		fd, err = unix.Open(temp, unix.O_CREAT|unix.O_EXCL|flags, 0o600)
+	}
 	if err != nil {
-		return nil, "", err
+		return nil, "", &os.PathError{Op: "create", Path: known, Err: err}
 	}
-	return f, f.Name(), nil
+	return os.NewFile(uintptr(fd), known), temp, nil
 }
+
+// tempName returns a name in dir that nothing has.
+func tempName(dir string) string { return filepath.Join(dir, ".kmsfs-"+header.NewID().String()) }
 
 // spoolFile creates a file without a name in dir.
 func spoolFile(dir string) (*os.File, error) {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -209,7 +208,7 @@ func (s *signing) signFile(c *cli.Context, path string) (done signed, err error)
 	if err != nil {
 		return done, err
 	}
-	defer out.drop()
+	defer out.discard()
 	signer, err := s.signer(c.Context)
 	if err != nil {
 		return done, err
@@ -225,7 +224,7 @@ func (s *signing) signFile(c *cli.Context, path string) (done signed, err error)
 	if _, err := out.Write(sig.Append(nil)); err != nil {
 		return done, err
 	}
-	return signed{Signature: out.path, CMK: sig.CMK, Algorithm: string(sig.Algorithm)}, out.keep()
+	return signed{Signature: out.name, CMK: sig.CMK, Algorithm: string(sig.Algorithm)}, out.commit()
 }
 
 // signVolume writes the signed manifest of a volume.
@@ -257,7 +256,7 @@ func (s *signing) signVolume(c *cli.Context, dir string) (done signed, err error
 	if err != nil {
 		return done, err
 	}
-	defer out.drop()
+	defer out.discard()
 	o := manifest.Options{Plain: !c.Bool("sealed-paths"), Suspect: j.Suspect}
 	if o.Plain && !v.Header().PlaintextNames {
 		harden()
@@ -273,9 +272,8 @@ func (s *signing) signVolume(c *cli.Context, dir string) (done signed, err error
 	}
 	bar := newBar(c.Context, c.App.ErrWriter, v)
 	o.Progress = bar.counts()
-	buffered := bufio.NewWriterSize(out, 1<<16)
 	h := signer.PublicKey().NewHash()
-	summary, err := manifest.Build(c.Context, v, time.Now(), o, io.MultiWriter(buffered, h), func(path, plain string, err error) {
+	summary, err := manifest.Build(c.Context, v, time.Now(), o, io.MultiWriter(out, h), func(path, plain string, err error) {
 		bar.clear()
 		fmt.Fprintf(c.App.ErrWriter, "kmsfs: %s: %v\n", filepath.Join(v.Dir(), manifest.Quote(path)), err)
 	})
@@ -289,14 +287,11 @@ func (s *signing) signVolume(c *cli.Context, dir string) (done signed, err error
 	if err != nil {
 		return done, err
 	}
-	if _, err := buffered.Write(sig.Append(nil)); err != nil {
+	if _, err := out.Write(sig.Append(nil)); err != nil {
 		return done, err
 	}
-	if err := buffered.Flush(); err != nil {
-		return done, err
-	}
-	done = signed{out.path, sig.CMK, string(sig.Algorithm), summary.Volume.String(), summary.Time.Format(time.RFC3339), summary.Entries, summary.Bytes}
-	return done, out.keep()
+	done = signed{out.name, sig.CMK, string(sig.Algorithm), summary.Volume.String(), summary.Time.Format(time.RFC3339), summary.Entries, summary.Bytes}
+	return done, out.commit()
 }
 
 // counts is what moves the bar by numbers, nil if there is none.
@@ -335,7 +330,7 @@ func (r contextReader) Read(p []byte) (int, error) {
 }
 
 // newSigned begins a file of a signature. What is at path must be nothing, or a file that begins with magic, which is replaced.
-func newSigned(path string, mode os.FileMode, magic string) (*replacement, error) {
+func newSigned(path string, mode os.FileMode, magic string) (*output, error) {
 	switch old, err := openRegular(path); {
 	case err == nil:
 		start := make([]byte, len(magic))
@@ -347,5 +342,13 @@ func newSigned(path string, mode os.FileMode, magic string) (*replacement, error
 	case !errors.Is(err, os.ErrNotExist):
 		return nil, usagef("%w; say another place with --out", err)
 	}
-	return replace(path, mode)
+	out, err := createFile(path, true)
+	if err != nil {
+		return nil, err
+	}
+	if err := out.f.Chmod(mode); err != nil {
+		out.discard()
+		return nil, err
+	}
+	return out, nil
 }
