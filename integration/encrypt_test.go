@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -266,7 +267,17 @@ func TestDecryptVectors(t *testing.T) {
 		if strings.HasPrefix(s.Keyring, "raw") {
 			uris = map[string]string{"": s.rawKey(t, c.volume)}
 		}
+		var facts struct {
+			Kind, Format, Algorithm, Warning string
+			Context                          map[string]string
+			EDKs                             []struct{ CMK string }
+		}
+		must(t, json.Unmarshal([]byte(c.ok(t, "inspect", "--json", s.path)), &facts))
 		authentic := s.AlgorithmID <= 2 || s.AlgorithmID == 9 || s.Keyring != "" && s.AlgorithmID == 3
+		if facts.Kind != "message" || sdkFormats()[facts.Format] == "" || strings.HasSuffix(facts.Algorithm, "-GCM") != authentic || (facts.Warning == "") != authentic ||
+			!maps.Equal(facts.Context, s.Context) || len(facts.EDKs) != len(s.EDKs) || len(facts.EDKs) == 0 {
+			t.Errorf("%s: inspect shows %+v", s.ID, facts)
+		}
 		for _, uri := range uris {
 			args := []string{"decrypt", "--cmk", uri}
 			if strings.HasPrefix(s.Keyring, "raw") {

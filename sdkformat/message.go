@@ -270,14 +270,17 @@ func (m *Message) Segmented() bool { return m.Format == HuaweiStream }
 // Prefix returns how many bytes precede the sealed ones.
 func (m *Message) Prefix() int { return m.size }
 
-// String describes the algorithm.
-func (m *Message) String() string {
+// String names the format and the cipher.
+func (m *Message) String() string { return m.Format.String() + ", " + m.CipherName() }
+
+// CipherName describes the algorithm that seals the body.
+func (m *Message) CipherName() string {
 	s := m.suite()
 	name := fmt.Sprintf("AES-%d", 8*s.keySize)
 	if s.sm4 {
 		name = "SM4"
 	}
-	return m.Format.String() + ", " + name + [...]string{"", "-GCM", "-CBC", "-CBC", "-CTR"}[s.mode]
+	return name + [...]string{"", "-GCM", "-CBC", "-CBC", "-CTR"}[s.mode]
 }
 
 // Verify checks the tag of the header, which covers all of it, with the data key. The error wraps [ErrAuth].

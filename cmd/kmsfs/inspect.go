@@ -16,12 +16,13 @@ import (
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/sdkformat"
 )
 
 func inspectCommand() *cli.Command {
 	return &cli.Command{
 		Name:            "inspect",
-		Usage:           "show the header of a ciphertext file, or the facts of a volume; needs no key",
+		Usage:           "show the header of a ciphertext file or a message of an encryption SDK, or the facts of a volume; needs no key",
 		ArgsUsage:       "FILE_OR_CIPHERDIR",
 		Description:     "Example: kmsfs inspect --json /srv/cipher",
 		HideHelpCommand: true,
@@ -34,7 +35,8 @@ func inspectCommand() *cli.Command {
 // facts is what inspect prints; scripts rely on the names of the JSON. Sizes are in bytes. Nothing is authenticated.
 type facts struct {
 	Path           string            `json:"path"`
-	Kind           string            `json:"kind"` // volume, file or empty
+	Kind           string            `json:"kind"`             // volume, file, message or empty
+	Format         string            `json:"format,omitempty"` // of a message, as --format of decrypt has it
 	FormatVersion  int               `json:"format_version,omitempty"`
 	ID             string            `json:"id,omitempty"`
 	Algorithm      string            `json:"algorithm,omitempty"`
@@ -133,11 +135,18 @@ func inspectFile(path string, st os.FileInfo) (facts, error) {
 		return facts{}, err
 	}
 	defer file.Close()
-	raw, err := io.ReadAll(io.LimitReader(file, header.MaxSize))
+	raw, err := io.ReadAll(io.LimitReader(file, max(header.MaxSize, sdkformat.MaxPrefix)))
 	if err != nil {
 		return facts{}, err
 	}
-	h, err := header.Parse(raw)
+	if !header.Begins(raw) {
+		if m, err := sdkformat.Detect(raw, st.Size()); err == nil {
+			return messageFacts(abs, m), nil
+		} else if errors.Is(err, sdkformat.ErrAuth) {
+			return facts{}, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	h, err := header.Parse(raw[:min(len(raw), header.MaxSize)])
 	if err != nil {
 		return facts{}, fmt.Errorf("%s: %w", path, err)
 	}
@@ -176,6 +185,18 @@ func headerFacts(h *header.Header) (facts, error) {
 	return f, err
 }
 
+// messageFacts are about a message of an encryption SDK.
+func messageFacts(path string, m *sdkformat.Message) facts {
+	f := facts{Path: path, Kind: "message", Format: m.Format.String(), Algorithm: m.CipherName(), HeaderSize: m.Prefix(), HeaderUsed: m.Prefix(), Context: m.Context}
+	for i, name := range m.Names() {
+		f.EDKs = append(f.EDKs, edkFacts{name, len(m.Keys[i].Wrapped)})
+	}
+	if !m.Authenticated() {
+		f.Warning = "the algorithm does not authenticate the content"
+	}
+	return f
+}
+
 func edksOf(h *header.Header) (list []edkFacts) {
 	for _, e := range h.EDKs {
 		list = append(list, edkFacts{e.CMK, len(e.Wrapped)})
@@ -201,14 +222,19 @@ func (f facts) print(out io.Writer) {
 		row("size", "0 bytes: an empty file has no header yet")
 		return
 	}
-	row("format version", f.FormatVersion)
-	row("id", f.ID)
-	row("algorithm", f.Algorithm)
-	row("segment size", f.SegmentSize)
-	if f.Kind != "file" {
-		row("plaintext names", f.PlaintextNames)
+	if f.Kind == "message" {
+		row("format", f.Format)
+		row("algorithm", f.Algorithm)
+	} else {
+		row("format version", f.FormatVersion)
+		row("id", f.ID)
+		row("algorithm", f.Algorithm)
+		row("segment size", f.SegmentSize)
+		if f.Kind != "file" {
+			row("plaintext names", f.PlaintextNames)
+		}
+		row("data key id", f.KeyID)
 	}
-	row("data key id", f.KeyID)
 	for _, k := range slices.Sorted(maps.Keys(f.Context)) {
 		row("context", harmless(k)+"="+harmless(f.Context[k]))
 	}
