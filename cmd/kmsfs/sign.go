@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -198,11 +200,11 @@ func (s *signing) signFile(c *cli.Context, path string) (done signed, err error)
 		return done, err
 	}
 	defer f.Close()
-	start := make([]byte, len(manifest.Magic))
-	if n, err := f.ReadAt(start, 0); err != nil && err != io.EOF {
-		return done, err
-	} else if string(start[:n]) == manifest.Magic {
+	text, err := noManifest(contextReader{c.Context, f})
+	if errors.Is(err, errManifest) {
 		return done, usagef("%s is a manifest, which only signing its volume signs: who signs it as a file does not look at the volume", path)
+	} else if err != nil {
+		return done, err
 	}
 	out, err := newSigned(first(c.String("out"), path+".sig"), 0o644, signature.Magic)
 	if err != nil {
@@ -214,7 +216,7 @@ func (s *signing) signFile(c *cli.Context, path string) (done signed, err error)
 		return done, err
 	}
 	h := signer.PublicKey().NewHash()
-	if _, err := io.Copy(h, contextReader{c.Context, f}); err != nil {
+	if _, err := io.Copy(h, text); err != nil {
 		return done, err
 	}
 	sig, err := s.sign(c.Context, signer, h.Sum(nil))
@@ -225,6 +227,24 @@ func (s *signing) signFile(c *cli.Context, path string) (done signed, err error)
 		return done, err
 	}
 	return signed{Signature: out.name, CMK: sig.CMK, Algorithm: string(sig.Algorithm)}, out.commit()
+}
+
+// errManifest says that a text is the beginning of a manifest.
+var errManifest = errors.New("a manifest")
+
+// noManifest returns a reader of all of r, unless that begins as a manifest does. What it has looked at is what it gives: a file may change meanwhile.
+func noManifest(r io.Reader) (io.Reader, error) {
+	text := bufio.NewReaderSize(r, 256<<10)
+	start, err := text.Peek(len(manifest.Magic))
+	switch {
+	case string(start) == manifest.Magic:
+		return nil, errManifest
+	case err == io.EOF:
+		return bytes.NewReader(start), nil
+	case err != nil:
+		return nil, err
+	}
+	return text, nil
 }
 
 // signVolume writes the signed manifest of a volume.
