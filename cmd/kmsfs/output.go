@@ -56,7 +56,11 @@ func createOutput(c *cli.Context, name string) (*output, error) {
 
 // createFile begins a file of mode 0600, which replaces what has the name if force is set.
 func createFile(name string, force bool) (*output, error) {
-	f, temp, err := tempFile(filepath.Dir(name), name)
+	return newOutput(tempFile, name, force)
+}
+
+func newOutput(create func(dir, known string) (f *os.File, temp string, err error), name string, force bool) (*output, error) {
+	f, temp, err := create(filepath.Dir(name), name)
 	if err != nil {
 		return nil, err
 	}
@@ -75,9 +79,9 @@ func writeOutput(c *cli.Context, name string, b []byte) error {
 	return o.all(b)
 }
 
-// replaceFile puts a file at path, durably, in the place of one that may be there.
+// replaceFile puts a small file at path, durably, in the place of one that may be there, with nothing but what every file system can.
 func replaceFile(path string, b []byte) error {
-	o, err := createFile(path, true)
+	o, err := newOutput(namedFile, path, true)
 	if err != nil {
 		return err
 	}
@@ -197,15 +201,23 @@ func (o *output) discard() {
 // tempFile creates a file of mode 0600 in dir that has no name or, where that cannot be, a temporary one, which it returns. The file calls itself known in
 // errors.
 func tempFile(dir, known string) (f *os.File, temp string, err error) {
-	const flags = unix.O_RDWR | unix.O_CLOEXEC
-	fd, err := -1, error(unix.EOPNOTSUPP)
-	if _, no := os.Stat("/proc/self/fd"); no == nil { // needed for a name later
-		fd, err = unix.Open(dir, unix.O_TMPFILE|flags, 0o600)
+	if _, err := os.Stat("/proc/self/fd"); err != nil { // needed for a name later
+		return namedFile(dir, known)
 	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
-		temp = tempName(dir)
-		fd, err = unix.Open(temp, unix.O_CREAT|unix.O_EXCL|flags, 0o600)
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	switch {
+	case err == nil:
+		return os.NewFile(uintptr(fd), known), "", nil
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL):
+		return namedFile(dir, known)
 	}
+	return nil, "", &os.PathError{Op: "create", Path: known, Err: err}
+}
+
+// namedFile is tempFile for a file with a temporary name.
+func namedFile(dir, known string) (f *os.File, temp string, err error) {
+	temp = tempName(dir)
+	fd, err := unix.Open(temp, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, "", &os.PathError{Op: "create", Path: known, Err: err}
 	}

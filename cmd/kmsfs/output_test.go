@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"os"
 	"path/filepath"
@@ -16,17 +15,14 @@ func TestOutput(t *testing.T) {
 		for _, force := range []bool{true, false} {
 			for _, taken := range []bool{true, false} {
 				dir := t.TempDir()
-				o := &output{name: filepath.Join(dir, "out"), force: force}
-				var err error
+				create := namedFile
 				if nameless {
-					o.f, o.temp, err = tempFile(dir, o.name)
-				} else if o.f, err = os.CreateTemp(dir, ".kmsfs-*"); err == nil {
-					o.temp = o.f.Name()
+					create = tempFile
 				}
+				o, err := newOutput(create, filepath.Join(dir, "out"), force)
 				if err != nil {
 					t.Fatal(err)
 				}
-				o.w = bufio.NewWriter(o.f)
 				if _, err := o.Write([]byte("new")); err != nil {
 					t.Fatal(err)
 				}
