@@ -282,6 +282,11 @@ func TestDecryptVectors(t *testing.T) {
 			args := []string{"decrypt", "--cmk", uri}
 			if strings.HasPrefix(s.Keyring, "raw") {
 				args = []string{"decrypt", "--raw-key", uri}
+				if authentic {
+					wrong := c.put(t, "wrong", []byte(strings.Repeat("5a", 16)))
+					c.refused(t, 6, []string{s.path, "--raw-key FILE"}, "decrypt", s.path, out)
+					c.refused(t, 6, []string{s.path, "--raw-key opens none"}, "decrypt", "--raw-key", wrong, s.path, out)
+				}
 			}
 			if !authentic {
 				c.refused(t, 1, []string{s.path, "--allow-unauthenticated"}, append(args, s.path, out)...)

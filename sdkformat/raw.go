@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/emmansun/gmsm/sm2"
@@ -102,6 +103,11 @@ func openRawCBC(block cipher.Block, wrapped []byte) [][]byte {
 
 // String hides the key.
 func (r *RawKey) String() string { return "raw key (hidden)" }
+
+// Raw reports whether a raw keyring has wrapped one of the message's data keys.
+func (m *Message) Raw() bool {
+	return slices.ContainsFunc(m.Keys, func(k Key) bool { return k.provider == providerRaw })
+}
 
 // Unwrap returns the data key of a message that a raw keyring has wrapped with the master key, and that verifies the message's header. The error
 // wraps [keyring.ErrNoMatch].

@@ -92,6 +92,7 @@ const maxRawKey = 64 << 10
 
 // readRawKey reads the master key of a raw keyring, which must not be open to others.
 func readRawKey(path string) (*sdkformat.RawKey, error) {
+	harden()
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // or a FIFO would block
 	if err != nil {
 		return nil, fail(exitCMK, "--raw-key: %w", err)
@@ -206,19 +207,24 @@ func (d *decryption) prepareMessage(c *cli.Context, in *input, prefix []byte) (f
 
 // unwrap returns the data key of a message, whose header it verifies.
 func (d *decryption) unwrap(c *cli.Context, m *sdkformat.Message, in *input) (keyring.DataKey, error) {
+	var failures []error
 	if d.raw != nil {
-		if dk, err := d.raw.Unwrap(m); err == nil {
+		dk, err := d.raw.Unwrap(m)
+		if err == nil {
 			return dk, nil
 		}
+		failures = append(failures, errors.New("the key of --raw-key opens none of its wrapped keys"))
+	} else if m.Raw() {
+		failures = append(failures, errors.New("a raw keyring has wrapped its data key; name its master key with --raw-key FILE"))
 	}
 	cmks, err := d.trustedFor(in)
 	if err != nil {
 		return nil, err
 	}
 	cmks = slices.DeleteFunc(slices.Clone(cmks), func(cmk string) bool { return !strings.HasPrefix(cmk, schemeOf(m.Format)+":") })
-	k, failures := d.keyrings.sdk(cmks, m.KeySize(), m.Context)
+	k, more := d.keyrings.sdk(cmks, m.KeySize(), m.Context)
 	dk, err := keyring.DecryptVerified(c.Context, k, m.EDKs(cmks), nil, m.Verify)
-	return dk, d.explain(c, err, k, failures, m.Names())
+	return dk, d.explain(c, err, k, append(failures, more...), m.Names())
 }
 
 // parse reads the message that begins with prefix.
