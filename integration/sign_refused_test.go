@@ -1,8 +1,11 @@
 package integration
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -136,4 +139,34 @@ func TestSignBadInput(t *testing.T) {
 			r.test(t, v, program, filepath.Join(v.dir, "rows", string(rune('a'+i%26))+string(rune('a'+i/26))))
 		})
 	}
+}
+
+// TestAttackSignedNote plants a file in the place of another one for the next mount, by a note of a re-encryption: nobody calls that volume as it was signed.
+func TestAttackSignedNote(t *testing.T) {
+	s := newSignedVolume(t)
+	old, other := filepath.Join(s.cipher, s.sealed(t, "/docs/file2")), filepath.Join(s.cipher, s.sealed(t, "/docs/file3"))
+	id := func(path string) []byte { // of a file, docs/format.md section 4.1
+		b, err := os.ReadFile(path)
+		must(t, err)
+		return b[24:40]
+	}
+	relative, err := filepath.Rel(s.cipher, old)
+	must(t, err)
+	note := slices.Concat([]byte("kmsfsnam"), id(old), id(other), []byte{0, 0, 0, 1}, []byte{0, 0, 0, byte(len(relative))}, []byte(relative))
+	sum := sha256.Sum256(note)
+	work := filepath.Join(s.cipher, ".kmsfs", "reencrypt")
+	must(t, os.Mkdir(work, 0o700))
+	planted := filepath.Join(work, hex.EncodeToString(id(other)))
+	shell(t, s.dir, "cp "+other+" "+planted)
+	must(t, os.WriteFile(planted+".names", append(note, sum[:]...), 0o600))
+	s.refused(t, exitInUse, []string{s.cipher, "reencrypt"}, "verify", "--public-key", s.public, s.manifest, s.cipher)
+
+	// A torn note has no effect.
+	must(t, os.WriteFile(planted+".names", note, 0o600))
+	s.ok(t, "verify", "--public-key", s.public, s.manifest, s.cipher)
+	must(t, os.WriteFile(planted+".names", append(note, sum[:]...), 0o600))
+	mountpoint := s.mount(t)
+	shell(t, mountpoint, "cmp docs/file2 docs/file3") // the attack works
+	s.umount(t)
+	s.refused(t, exitDamaged, []string{"not what was signed"}, "verify", "--public-key", s.public, s.manifest, s.cipher)
 }

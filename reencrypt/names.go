@@ -142,13 +142,44 @@ func Finish(v *volume.Volume) error {
 	return finish(v, work)
 }
 
+// Pending reports whether Finish would change names: the volume is not yet what it will be once somebody writes to it. It changes nothing.
+func Pending(v *volume.Volume) (pending bool, err error) {
+	work, err := openWork(v)
+	if work == nil || err != nil {
+		return false, err
+	}
+	defer work.Close()
+	err = eachNote(v, work, func(*replacement) error {
+		pending = true
+		return nil
+	})
+	return pending, err
+}
+
 func finish(v *volume.Volume, work *os.File) error {
+	x := exchange{root: v.RootFd(), work: work}
+	var several []*replacement
+	err := eachNote(v, work, func(n *replacement) error {
+		several = append(several, &replacement{old: n.old, new: n.new}) // the names may be many
+		_, err := x.all(n)
+		return err
+	})
+	if err == nil {
+		err = x.end(several)
+	}
+	if err != nil {
+		return err
+	}
+	// Once the files have changed, no note must come back, and no name must be the old file's again: a run that was killed has made neither durable.
+	return syncAll(work)
+}
+
+// eachNote calls fn with what is written down of names that may be apart.
+func eachNote(v *volume.Volume, work *os.File, fn func(*replacement) error) error {
 	names, err := work.Readdirnames(-1)
 	if err != nil {
 		return fmt.Errorf("list %s: %w", workPath(v), err)
 	}
-	x := exchange{root: v.RootFd(), work: work}
-	var several []*replacement
 	for _, name := range names {
 		if !strings.HasSuffix(name, noteSuffix) {
 			continue
@@ -159,16 +190,11 @@ func finish(v *volume.Volume, work *os.File) error {
 		} else if err != nil {
 			return fmt.Errorf("read %s/%s: %w", workPath(v), name, err)
 		}
-		if _, err := x.all(n); err != nil {
+		if err := fn(n); err != nil {
 			return err
 		}
-		several = append(several, &replacement{old: n.old, new: n.new}) // the names may be many
 	}
-	if err := x.end(several); err != nil {
-		return err
-	}
-	// Once the files have changed, no note must come back, and no name must be the old file's again: a run that was killed has made neither durable.
-	return syncAll(work)
+	return nil
 }
 
 func readNote(work *os.File, name string) (*replacement, error) {

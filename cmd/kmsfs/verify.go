@@ -17,6 +17,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/manifest"
+	"github.com/kmsfs/kmsfs/reencrypt"
 	"github.com/kmsfs/kmsfs/signature"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -318,19 +319,29 @@ func (p *differences) end(r *verified) error {
 }
 
 // lockedVolume opens a volume that must not change meanwhile, and its journal. A copy of one that was live holds writes in its journal, which only
-// a mount puts in place.
+// a mount puts in place, and so do names that a re-encryption has left apart: what is planted there would show after the verification.
 func lockedVolume(c *cli.Context, dir string) (v *volume.Volume, j *journal.Journal, err error) {
 	if v, err = openVolume(dir); err != nil {
 		return nil, nil, err
 	}
 	if err = lockVolume(c.Context, v); err == nil {
-		j, err = openIdle(v)
+		if err = noneApart(v); err == nil {
+			j, err = openIdle(v)
+		}
 	}
 	if err != nil {
 		v.Close()
 		return nil, nil, err
 	}
 	return v, j, nil
+}
+
+// noneApart refuses a volume whose next mount would change names.
+func noneApart(v *volume.Volume) error {
+	if pending, err := reencrypt.Pending(v); err != nil || !pending {
+		return err
+	}
+	return fail(exitInUse, "%s: a re-encryption was cut off, and .kmsfs/reencrypt has names that are still to be changed\nhint: mount it and unmount it", v.Dir())
 }
 
 // openIdle opens the journal of a volume, and refuses one with writes that are not in place.
