@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,26 +16,10 @@ import (
 	"github.com/kmsfs/kmsfs/integration/emulator"
 )
 
-// quietly runs the program with an input. What it prints to standard output is not taken for a leak.
-func (c *clouds) quietly(t *testing.T, stdin []byte, args ...string) result {
-	t.Helper()
-	cmd := exec.Command(binary, args...)
-	cmd.Env = append(append(os.Environ(), "KMSFS_CONFIG_DIR="+c.config), c.env...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatal(err)
-	}
-	c.printed.Write(stderr.Bytes())
-	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
-}
-
 // okQuietly fails the test if the program fails, and returns its standard output.
 func (c *clouds) okQuietly(t *testing.T, stdin []byte, args ...string) string {
 	t.Helper()
-	r := c.quietly(t, stdin, args...)
+	r := c.piped(t, stdin, args...)
 	if r.code != 0 {
 		t.Fatalf("kmsfs %s: exit code %d\n%s", strings.Join(args, " "), r.code, r.stderr)
 	}
@@ -128,7 +111,7 @@ func TestDataTrust(t *testing.T) {
 			b, err := json.Marshal(changed)
 			must(t, err)
 			must(t, os.WriteFile(sealed, b, 0o600))
-			if r := c.quietly(t, nil, append(decrypt, sealed, out)...); r.code != 6 || !strings.Contains(r.stderr, "what the CMK has encrypted") && !strings.Contains(r.stderr, "did not encrypt this") {
+			if r := c.piped(t, nil, append(decrypt, sealed, out)...); r.code != 6 || !strings.Contains(r.stderr, "what the CMK has encrypted") && !strings.Contains(r.stderr, "did not encrypt this") {
 				t.Errorf("%s, %s: exit code %d\n%s", cmk, name, r.code, r.stderr)
 			}
 		}

@@ -25,7 +25,7 @@ func sdkFormats() map[string]string {
 	return map[string]string{"alibaba": "acs:", "alibaba-stream": "acs:", "huawei": "huawei:", "huawei-stream": "huawei:"}
 }
 
-// piped runs the program with bytes on standard input.
+// piped runs the program with bytes on standard input. What it prints to standard output is not taken for a leak.
 func (v *volume) piped(t testing.TB, stdin []byte, args ...string) result {
 	t.Helper()
 	cmd := exec.Command(binary, args...)

@@ -90,7 +90,7 @@ func TestSecretCommands(t *testing.T) {
 			"forbidden": {emulator.Fault{Kind: emulator.Status, Status: 403, Code: "Forbidden.RAM", Message: "x"}, "docs/secrets.md"},
 		} {
 			c.faults(t, f.fault)
-			r := c.quietly(t, nil, "secret", "get", uri)
+			r := c.piped(t, nil, "secret", "get", uri)
 			if r.code != 6 || r.stdout != "" || !strings.Contains(r.stderr, uri) || !strings.Contains(r.stderr, f.says) {
 				t.Errorf("%s, %s: exit code %d, %d bytes\n%s", uri, name, r.code, len(r.stdout), r.stderr)
 			}
