@@ -110,10 +110,7 @@ func (f *File) EncryptSparse(dst blockcrypt.Backing, src Source, size int64) err
 		for end = min(end, size); off < end; {
 			// Pieces end where segments do.
 			piece := buf[:min(end-off, int64(len(buf))-off%int64(len(buf)))]
-			if n, err := src.ReadAt(piece, off); n < len(piece) {
-				if err == nil || err == io.EOF {
-					err = errors.New("it has become shorter while it was read")
-				}
+			if err := readFull(src, piece, off); err != nil {
 				return err
 			}
 			if _, err := out.WriteAt(piece, off); err != nil {
@@ -122,12 +119,26 @@ func (f *File) EncryptSparse(dst blockcrypt.Backing, src Source, size int64) err
 			off += int64(len(piece))
 		}
 	}
-	if out.Size() < size {
+	if out.Size() < size { // a hole, or the end was cut off
+		if err := readFull(src, buf[:1], size-1); err != nil {
+			return err
+		}
 		if err := out.Truncate(size); err != nil {
 			return err
 		}
 	}
 	return out.Flush()
+}
+
+func readFull(src io.ReaderAt, p []byte, off int64) error {
+	n, err := src.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		err = errors.New("it has become shorter while it was read")
+	}
+	return err
 }
 
 // Decrypt hands what src has after the header to v, front to back, as far as it is authenticated. The error wraps [blockcrypt.ErrAuth] or

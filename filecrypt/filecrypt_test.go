@@ -177,6 +177,10 @@ func TestSourceBecomesShorter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Where a file ends, there is no more data either.
+	if err := f.EncryptSparse(new(memory), sparse{bytes.NewReader(make([]byte, 100)), [][2]int64{{0, 100}}}, 200); err == nil {
+		t.Error("a file that became shorter was taken for one with a hole at its end")
+	}
 	if err := f.EncryptSparse(new(memory), sparse{bytes.NewReader(make([]byte, 100)), [][2]int64{{0, 200}}}, 200); err == nil {
 		t.Error("no error")
 	}
