@@ -114,12 +114,6 @@ func (r Ref) String() string {
 	return s
 }
 
-// Whole returns the reference of the secret that a field is of.
-func (r Ref) Whole() Ref {
-	r.Field = ""
-	return r
-}
-
 // A Value is what a secret manager holds. It prints as a placeholder.
 type Value []byte
 

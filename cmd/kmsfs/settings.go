@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -143,8 +146,9 @@ func (conf config) hide(err error) error {
 		return err
 	}
 	text := err.Error()
-	for value, ref := range conf.revealed {
-		text = strings.ReplaceAll(text, value, ref)
+	longer := func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), strings.Compare(a, b)) }
+	for _, value := range slices.SortedFunc(maps.Keys(conf.revealed), longer) { // it may have a shorter one in it
+		text = strings.ReplaceAll(text, value, conf.revealed[value])
 	}
 	return fail(exitCode(err), "%s", text)
 }

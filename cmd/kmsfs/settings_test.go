@@ -67,6 +67,13 @@ func TestHide(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	plain := errors.New("other")
+	// One value may be a part of another.
+	conf.revealed = map[string]string{"canary": "csms://x", "canary birds": "csms://y", "birds": "csms://z"}
+	for range 20 { // the order of a map is any
+		if err := conf.hide(usagef("bad %q", "canary birds")); err.Error() != `bad "csms://y"` {
+			t.Fatal(err)
+		}
+	}
 	if conf.hide(nil) != nil || (config{}).hide(plain) != plain {
 		t.Error("what needs no hiding was changed")
 	}
