@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/filecrypt"
@@ -93,18 +92,16 @@ const maxRawKey = 64 << 10
 // readRawKey reads the master key of a raw keyring, which must not be open to others.
 func readRawKey(path string) (*sdkformat.RawKey, error) {
 	harden()
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // or a FIFO would block
+	f, err := openRegular(path)
 	if err != nil {
 		return nil, fail(exitCMK, "--raw-key: %w", err)
 	}
 	defer f.Close()
 	st, err := f.Stat()
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case !st.Mode().IsRegular():
-		return nil, fail(exitCMK, "--raw-key %s is not a regular file", path)
-	case st.Mode().Perm()&0o077 != 0:
+	}
+	if st.Mode().Perm()&0o077 != 0 {
 		return nil, fail(exitCMK, "--raw-key %s has mode %04o: others can read or change it; run: chmod 600 %s", path, st.Mode().Perm(), path)
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxRawKey))

@@ -81,6 +81,23 @@ func openWaiting(ctx context.Context, name string) (*os.File, error) {
 	}
 }
 
+// openRegular opens a regular file to read it.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // or a FIFO would wait for a writer
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // readInput reads all of IN, but no more than one byte beyond most.
 func readInput(c *cli.Context, name string, most int) ([]byte, error) {
 	in, err := openInput(c.Context, name)

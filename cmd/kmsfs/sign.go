@@ -323,18 +323,6 @@ func (b *bar) counts() func(entries, bytes int64) {
 	return func(entries, bytes int64) { progress(fsck.Progress{Entries: entries, Bytes: bytes}) }
 }
 
-// openRegular opens a regular file to read it.
-func openRegular(path string) (*os.File, error) {
-	st, err := os.Stat(path) // opening a FIFO would wait for a writer
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return os.Open(path)
-}
-
 // A contextReader reads until its context is done.
 type contextReader struct {
 	ctx context.Context
