@@ -133,7 +133,7 @@ func (f *FS) directoryID(fd int) ([16]byte, error) {
 		case err != nil:
 			return id, err
 		case !empty:
-			return id, fmt.Errorf("directory ID lost: %w", first)
+			return id, fmt.Errorf("%w: directory ID lost: %v", unix.EIO, first)
 		}
 		id = names.NewDirID()
 	}
