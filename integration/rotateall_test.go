@@ -156,14 +156,18 @@ func TestRotateAllResumes(t *testing.T) {
 	if r := v.rotateAll(t, 0); r.Generation != 1 || r.Resumed || r.Reencryption.Reencrypted == 0 {
 		t.Errorf("%+v", r)
 	}
+	meta := v.cipher + "/.kmsfs/"
+	shell(t, meta, "mkdir ../../before; cp volume volume.copy current ../../before")
 	v.rotate(t)
-	note("re-encryption = 2") // and no file was rewritten
+	shell(t, meta, "cp ../../before/* .") // cut off when there was the copy of the data key alone
+	note("re-encryption = 2")             // and no file was rewritten
 	if r := v.rotateAll(t, 0, "--dry-run"); r.Generation != 2 || !r.Resumed || r.Reencryption.Reencrypted == 0 {
 		t.Errorf("%+v", r)
 	}
 	if r := v.rotateAll(t, 0); r.Generation != 2 || !r.Resumed || r.Reencryption.Reencrypted == 0 || len(v.keyIDs(t)) != 1 {
 		t.Errorf("%+v", r)
 	}
+	v.fsck(t, 0)
 	// Whoever can write to the ciphertext directory alone does not keep a data key from being made.
 	must(t, os.Mkdir(v.cipher+"/.kmsfs/reencrypt", 0o700))
 	if r := v.rotateAll(t, 0); r.Generation != 3 || r.Resumed {

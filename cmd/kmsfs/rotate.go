@@ -163,11 +163,14 @@ func (r *rotateResult) begin(v *volume.Volume, next *volume.NextKey) error {
 	if err := v.Rotate(next); err != nil {
 		return err
 	}
-	// Not earlier: a machine that has seen a generation refuses a volume without it.
+	r.noteGeneration(v) // not earlier: a machine that has seen a generation refuses a volume without it
+	return nil
+}
+
+func (r *rotateResult) noteGeneration(v *volume.Volume) {
 	if err := noteGeneration(v); err != nil {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the generation was not noted on this machine, which will not notice if the rotation is undone: %v", err))
 	}
-	return nil
 }
 
 // currentHint adds to an error what to do about a data key of new files that cannot be used.

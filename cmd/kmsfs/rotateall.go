@@ -74,6 +74,12 @@ func rotateOrResume(c *cli.Context, job *rewrapJob, req rotateRequest) (result r
 	if h, err := job.v.Current(); err == nil && noted.Begun > 0 && noted.Begun <= job.v.Generation() {
 		result.rotateResult = rotateResult{Generation: h.Generation, KeyID: h.KeyID.String(), CMKs: keyring.CMKs(h.EDKs), DryRun: req.DryRun, Warnings: []string{}}
 		result.Resumed = true
+		if !req.DryRun { // the rotation itself may have been cut off
+			if err := job.v.MendCurrent(); err != nil {
+				return result, key, err
+			}
+			result.noteGeneration(job.v)
+		}
 		return result, h.KeyID, nil
 	}
 	next, err := nextKey(c.Context, job, req)
