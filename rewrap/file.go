@@ -42,12 +42,14 @@ func (r *run) straggler(path string, err error) {
 // rewrite changes the header of f. Calls at CMKs, if any, are made beforehand; the header is read again once nobody else can change it.
 func (r *run) rewrite(f *journal.File) error {
 	n := r.v.Header().Size
-	raw, err := f.Head(n)
-	if err != nil || len(raw) == 0 {
-		return err
+	h, err := r.header(f)
+	if err == nil && h != nil && r.v.Header().PerFile { // whoever meets the file under another of its names must not have its data key wrapped as well
+		turn := &r.turns[int(h.KeyID[0])%len(r.turns)]
+		turn.Lock()
+		defer turn.Unlock()
+		h, err = r.header(f)
 	}
-	h, err := r.v.FileHeader(r.ctx, raw)
-	if err != nil {
+	if err != nil || h == nil {
 		return err
 	}
 	target, err := r.edks(h)
@@ -74,6 +76,15 @@ func (r *run) rewrite(f *journal.File) error {
 		}
 		return b, err
 	})
+}
+
+// header reads and authenticates the header of f, nil if it has none. CMKs are asked for a data key that is not known.
+func (r *run) header(f *journal.File) (*header.Header, error) {
+	raw, err := f.Head(r.v.Header().Size)
+	if err != nil || len(raw) == 0 {
+		return nil, err
+	}
+	return r.v.FileHeader(r.ctx, raw)
 }
 
 // headerNow authenticates a header without asking any CMK.

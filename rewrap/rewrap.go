@@ -85,6 +85,7 @@ type run struct {
 
 	files, rewrapped, wraps atomic.Int64
 
+	turns    [64]sync.Mutex                    // by data key ID, where every file has its own: held while its header is changed
 	planning sync.Mutex                        // held over the calls at CMKs, for data keys that files share
 	wrapped  map[wrap]keyring.EncryptedDataKey // guarded by planning
 

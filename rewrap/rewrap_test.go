@@ -59,8 +59,13 @@ type place struct {
 
 func newPlace(t *testing.T, k keyring.Keyring) *place {
 	t.Helper()
+	return newPlaceOf(t, k, volume.Params{Algorithm: header.AES256GCM, SegmentSize: 4096})
+}
+
+func newPlaceOf(t *testing.T, k keyring.Keyring, params volume.Params) *place {
+	t.Helper()
 	dir := filepath.Join(t.TempDir(), "volume")
-	if _, err := volume.Create(t.Context(), dir, volume.Params{Algorithm: header.AES256GCM, SegmentSize: 4096}, k); err != nil {
+	if _, err := volume.Create(t.Context(), dir, params, k); err != nil {
 		t.Fatal(err)
 	}
 	v, err := volume.Open(dir)
@@ -320,5 +325,24 @@ func TestRefused(t *testing.T) {
 				t.Errorf("%v: %s lists %v", tt.want, name, got)
 			}
 		}
+	}
+}
+
+// TestManyNames meets a file that has a data key of its own under many names at once: the data key is wrapped once.
+func TestManyNames(t *testing.T) {
+	a, b := newCMK(t), newCMK(t)
+	p := newPlaceOf(t, a, volume.Params{Algorithm: header.AES256GCM, SegmentSize: 4096, PerFile: true})
+	p.create("file")
+	for i := range 200 {
+		if err := os.Link(p.path("file"), p.path(fmt.Sprint("name", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := p.run(rewrap.Change{Add: []rewrap.CMK{b}, Trusted: []string{a.CMK(), b.CMK()}}, rewrap.Options{Workers: 16})
+	if n := b.wraps.Load(); n != 2 || r.Wraps != 2 || r.Rewrapped != 1 || len(r.Stragglers) > 0 { // the volume's and the file's
+		t.Errorf("%d wraps, %+v", n, r)
+	}
+	if got := p.listed("name7"); len(got) != 2 {
+		t.Errorf("the header lists %v", got)
 	}
 }
