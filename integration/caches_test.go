@@ -257,7 +257,7 @@ func (v *volume) listing(t testing.TB) (n int) {
 	return n
 }
 
-// TestKilledAfterClose shows that a close promises what it did for a file that whoever closes it has created, although the daemon is not told of the close.
+// TestKilledAfterClose shows that a close promises what was changed after a sync, whatever the change.
 func TestKilledAfterClose(t *testing.T) {
 	v, err := newChild(t)()
 	must(t, err)
