@@ -310,7 +310,7 @@ func TestDecryptVectors(t *testing.T) {
 // TestEncryptDropIn puts a file into a volume of plaintext names, and decrypts files of volumes alone.
 func TestEncryptDropIn(t *testing.T) {
 	for _, names := range []string{"plaintext names", "sealed names"} {
-		args := []string{"--context", "team=web", "--segment-size", "8192"}
+		args := []string{"--algorithm", "aes-256-gcm", "--context", "team=web", "--segment-size", "8192"}
 		if names == "plaintext names" {
 			args = append(args, "--plaintext-names")
 		}

@@ -75,7 +75,10 @@ type result struct {
 // run runs the program in the volume's environment.
 func (v *volume) run(t testing.TB, args ...string) result {
 	t.Helper()
-	cmd := exec.Command(binary, withAlgorithm(args)...)
+	if settings, _ := os.ReadFile(filepath.Join(v.config, "kmsfs.toml")); !bytes.Contains(settings, []byte("algorithm")) {
+		args = withAlgorithm(args)
+	}
+	cmd := exec.Command(binary, args...)
 	cmd.Env = append(append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config), v.env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

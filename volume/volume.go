@@ -188,13 +188,14 @@ func (v *Volume) Lock() error {
 	return v.readHeaders()
 }
 
-// Close gives up the lock, forgets the keys and closes the directory.
+// Close forgets the keys, closes the directory and gives up the lock: last, since whoever waits for it may unmount what the directory is on.
 func (v *Volume) Close() error {
 	if v.keys != nil {
 		v.keys.known.wipe()
 	}
+	err := unix.Close(v.root)
 	if v.meta >= 0 {
 		unix.Close(v.meta)
 	}
-	return unix.Close(v.root)
+	return err
 }
