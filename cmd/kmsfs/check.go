@@ -59,11 +59,7 @@ type checked struct {
 func (r checked) ok() bool { return r.OK() && (r.Opens == nil || *r.Opens) }
 
 func doCheck(c *cli.Context) error {
-	conf, err := loadConfig(c.String("config"))
-	if err != nil {
-		return err
-	}
-	t, err := newTrust(c, mountOptions{}, conf)
+	t, err := configuredTrust(c)
 	if err != nil {
 		return err
 	}

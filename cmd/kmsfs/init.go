@@ -78,11 +78,7 @@ func doInit(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	conf, err := loadConfig(c.String("config"))
-	if err != nil {
-		return err
-	}
-	t, err := newTrust(c, mountOptions{}, conf)
+	t, err := configuredTrust(c)
 	if err != nil {
 		return err
 	}

@@ -65,17 +65,11 @@ func doRewrap(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	conf, err := loadConfig(c.String("config"))
+	t, err := configuredTrust(c)
 	if err != nil {
 		return err
 	}
-	t, err := newTrust(c, mountOptions{}, conf)
-	if err != nil {
-		return err
-	}
-	for where, url := range t.endpoints {
-		req.Endpoints = append(req.Endpoints, where+"="+url)
-	}
+	req.Endpoints = t.endpointList()
 	v, err := openVolume(args[0])
 	if err != nil {
 		return err

@@ -57,18 +57,12 @@ func doRotate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	conf, err := loadConfig(c.String("config"))
-	if err != nil {
-		return err
-	}
-	t, err := newTrust(c, mountOptions{}, conf)
+	t, err := configuredTrust(c)
 	if err != nil {
 		return err
 	}
 	req := rotateRequest{DryRun: c.Bool("dry-run")}
-	for where, url := range t.endpoints {
-		req.Endpoints = append(req.Endpoints, where+"="+url)
-	}
+	req.Endpoints = t.endpointList()
 	v, err := openVolume(args[0])
 	if err != nil {
 		return err

@@ -35,6 +35,23 @@ type trust struct {
 	settings  config
 }
 
+// configuredTrust is newTrust for a command that has no mount options and needs nothing else of the configuration.
+func configuredTrust(c *cli.Context) (trust, error) {
+	conf, err := loadConfig(c.String("config"))
+	if err != nil {
+		return trust{}, err
+	}
+	return newTrust(c, mountOptions{}, conf)
+}
+
+// endpointList returns the endpoints as --endpoint has them, for a daemon that may not know them.
+func (t trust) endpointList() (list []string) {
+	for where, url := range t.endpoints {
+		list = append(list, where+"="+url)
+	}
+	return list
+}
+
 // newTrust collects and checks what the command line (o being its mount options, if it has any) and the configuration say.
 func newTrust(c *cli.Context, o mountOptions, conf config) (trust, error) {
 	conf, err := conf.resolved(c, o.endpoints)
