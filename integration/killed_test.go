@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,6 +117,24 @@ func TestKilledAfterTruncate(t *testing.T) {
 		}
 	}
 	must(t, c.Unmount())
+}
+
+// runKilled runs a command and kills it after a time; done says that it was faster.
+func (v *volume) runKilled(t testing.TB, patience time.Duration, args ...string) (done bool) {
+	t.Helper()
+	cmd := exec.Command(binary, args...)
+	cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	must(t, cmd.Start())
+	kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	err := cmd.Wait()
+	kill.Stop()
+	var exit *exec.ExitError
+	if err != nil && !(errors.As(err, &exit) && exit.Sys().(interface{ Signaled() bool }).Signaled()) {
+		t.Fatalf("%v: %s", err, stderr.String())
+	}
+	return err == nil
 }
 
 // A load is a program that notes what it has been promised.

@@ -10,7 +10,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -264,22 +263,8 @@ func TestReencryptKilled(t *testing.T) {
 	// How long a run takes is the machine's: each gets more time than the last.
 	killed, patience := 0, 5*time.Millisecond
 	for done := false; !done; patience += time.Duration(rng.Int64N(int64(patience / 3))) {
-		cmd := exec.Command(binary, "reencrypt", v.cipher)
-		cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		must(t, cmd.Start())
-		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-		err := cmd.Wait()
-		kill.Stop()
-		var exit *exec.ExitError
-		switch {
-		case err == nil:
-			done = true
-		case errors.As(err, &exit) && exit.Sys().(interface{ Signaled() bool }).Signaled():
+		if done = v.runKilled(t, patience, "reencrypt", v.cipher); !done {
 			killed++
-		default:
-			t.Fatalf("%v: %s", err, stderr.String())
 		}
 		if killed%3 == 0 || done { // else the next run finds what this one has left
 			v.ok(t, "fsck", v.cipher)

@@ -1,12 +1,9 @@
 package integration
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -104,22 +101,8 @@ func TestRotateAllKilled(t *testing.T) {
 	// How long a run takes is the machine's: each gets more time than the last.
 	killed, patience := 0, 5*time.Millisecond
 	for done := false; !done; patience += time.Duration(rng.Int64N(int64(patience / 3))) {
-		cmd := exec.Command(binary, "rotate", "--re-encrypt", v.cipher)
-		cmd.Env = append(os.Environ(), "KMSFS_CONFIG_DIR="+v.config)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		must(t, cmd.Start())
-		kill := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-		err := cmd.Wait()
-		kill.Stop()
-		var exit *exec.ExitError
-		switch {
-		case err == nil:
-			done = true
-		case errors.As(err, &exit) && exit.Sys().(interface{ Signaled() bool }).Signaled():
+		if done = v.runKilled(t, patience, "rotate", "--re-encrypt", v.cipher); !done {
 			killed++
-		default:
-			t.Fatalf("%v: %s", err, stderr.String())
 		}
 		if killed%3 == 1 { // a mount between does not make the next run forget
 			v.mount(t)
