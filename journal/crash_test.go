@@ -242,9 +242,9 @@ func (c *crashTest) run(steps int) {
 		case 0, 1:
 			checkpoint()
 		case 2:
-			var direct []*crashFile
+			var direct []*crashFile // without a mark, an epoch has nothing to make durable
 			for _, name := range c.names {
-				if f := c.files[name]; f.f.direct {
+				if f := c.files[name]; f.f.direct && c.p.j.marked.Load() {
 					direct = append(direct, f)
 				}
 			}
