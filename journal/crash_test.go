@@ -2,10 +2,12 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -70,6 +72,8 @@ func newCrashTest(t *testing.T, seed uint64) *crashTest {
 		c.files[name] = f
 		c.disk.file(f.f.fd) // it is there from the beginning
 	}
+	// In the order of checkpoints, so that a seed does the same everywhere.
+	slices.SortFunc(c.names, func(a, b string) int { return cmp.Compare(c.files[a].ino, c.files[b].ino) })
 	return c
 }
 

@@ -43,6 +43,7 @@ func (c *change) add(r *record) {
 	}
 	c.size, c.mtime = r.size, r.mtime
 	c.ext.cut(c.size)
+	c.base = min(c.base, c.size) // an earlier record, which is in place, may have cut the file
 }
 
 // replay puts in place what the logs hold, oldest first, and begins with empty logs. It may be cut off at any point, and run again.
