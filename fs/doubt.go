@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/device"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/volume"
@@ -50,7 +51,7 @@ func damaged(err error) bool {
 
 // readAll reads every segment of a file, past holes.
 func readAll(data *blockcrypt.File) error {
-	buf := make([]byte, maxRequest)
+	buf := make([]byte, device.MaxRequest)
 	for off := int64(0); off < data.Size(); {
 		at, err := data.SeekData(off)
 		if err != nil {

@@ -27,14 +27,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/device"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/names"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
 const (
-	// maxRequest is the size of the largest read or write, in bytes; the kernel allows no more by default.
-	maxRequest = 1 << 20
 	// maxBackground is how many asynchronous requests (read-ahead, direct I/O) the kernel keeps in flight.
 	maxBackground = 64
 	// lifetime is how long the kernel may keep attributes and entries: the mount is the only writer.
@@ -54,8 +53,8 @@ type Config struct {
 
 // A Server is a mounted volume.
 type Server struct {
-	fs  *FS
-	srv *fuse.Server
+	fs     *FS
+	served chan struct{} // closed when every request has been answered
 }
 
 // FS answers the kernel's requests; it implements [fuse.RawFileSystem].
@@ -75,8 +74,8 @@ type FS struct {
 	dirs     dirs
 	listings listings
 
-	srv       *fuse.Server // set, as is opensDirs, before any request but INIT
-	opensDirs bool         // the kernel can open directories without asking
+	kernel    *device.Conn
+	opensDirs bool // the kernel can open directories without asking; set before any request but the first
 
 	prefills sync.Pool // of *[maxPrefill]byte
 
@@ -116,43 +115,59 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Volume.Dir(), err)
 	}
-	opts := &fuse.MountOptions{
-		AllowOther:               c.AllowOther,
-		Options:                  append([]string{"default_permissions"}, c.Options...),
+	if err := f.mount(mountpoint, c); err != nil {
+		f.close()
+		return nil, err
+	}
+	s := &Server{f, make(chan struct{})}
+	go func() {
+		defer close(s.served)
+		f.kernel.Serve()
+	}()
+	f.readAhead(mountpoint)
+	return s, nil
+}
+
+// mount mounts f and answers the kernel's first request.
+func (f *FS) mount(mountpoint string, c Config) (err error) {
+	options := append([]string{"default_permissions"}, c.Options...)
+	if c.AllowOther {
+		options = append(options, "allow_other")
+	}
+	if c.ReadOnly {
+		options = append(options, "ro")
+	}
+	f.kernel, err = device.Mount(mountpoint, device.Options{Type: "kmsfs", Source: c.Volume.Dir(), Options: options, Logger: c.Logger})
+	if err != nil {
+		return err
+	}
+	protocol := fuse.NewProtocolServer(f, &fuse.MountOptions{
 		MaxBackground:            maxBackground,
-		MaxWrite:                 maxRequest,
-		FsName:                   c.Volume.Dir(),
-		Name:                     "kmsfs",
-		DirectMount:              true,
+		MaxWrite:                 device.MaxRequest,
 		EnableSymlinkCaching:     true,
-		DisableSplice:            true, // data is decrypted in memory
 		ExplicitDataCacheControl: true,
 		EnableAcl:                true,
 		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
 		PanicHandler:             f.panicked,
 		Logger:                   log.New(logWriter{c.Logger}, "", 0),
-	}
-	if c.ReadOnly {
-		opts.Options = append(opts.Options, "ro")
-		opts.DirectMountFlags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
-	}
-	procs := runtime.GOMAXPROCS(0)
-	srv, err := fuse.NewServer(f, mountpoint, opts)
-	// As many goroutines as that, and one more, wait in reads of /dev/fuse. Each goes on at once if it kept its P meanwhile; were there more
-	// of them than Ps, one would sleep until the scheduler's monitor has taken a P from another. The last P is for everything else.
-	runtime.GOMAXPROCS(procs + 2)
+	})
+	flags, err := f.kernel.Init(func(in, out [][]byte) int {
+		n, _ := protocol.HandleRequest(in, out)
+		return n
+	})
 	if err != nil {
-		f.close()
-		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
+		_ = f.kernel.Unmount()
+		return fmt.Errorf("mount %s: the kernel's FUSE did not answer: %w", mountpoint, err)
 	}
-	// The mount is there and initialized. WaitMount would open a file in it: killed at that instant, the process would wait for its own answer for ever.
-	go srv.Serve()
-	f.readAhead(mountpoint)
-	return &Server{f, srv}, nil
+	f.opensDirs = flags&fuse.CAP_NO_OPENDIR_SUPPORT != 0
+	// Each worker of the device goes on at once if it kept its P while it waited for a request. Were there more of them than Ps, one would sleep until the scheduler's monitor
+	// has taken a P from another. The last P is for everything else.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)
+	return nil
 }
 
 // Wait returns when the volume is no longer mounted and every request has been answered. Then Close must be called.
-func (s *Server) Wait() { s.srv.Wait() }
+func (s *Server) Wait() { <-s.served }
 
 // Close puts in place what is not yet. Nobody may use the journal any more.
 func (s *Server) Close() { s.fs.close() }
@@ -161,7 +176,7 @@ func (s *Server) Close() { s.fs.close() }
 func (s *Server) Journal() *journal.Journal { return s.fs.journal }
 
 // Unmount takes the mount away; it fails while the mount is in use.
-func (s *Server) Unmount() error { return s.srv.Unmount() }
+func (s *Server) Unmount() error { return s.fs.kernel.Unmount() }
 
 // close gives back what is still open: nothing, unless the connection was cut.
 func (f *FS) close() {
@@ -171,12 +186,9 @@ func (f *FS) close() {
 	}
 	f.listings.drop(nil)
 	f.dirs.closeAll()
-}
-
-// Init implements [fuse.RawFileSystem].
-func (f *FS) Init(srv *fuse.Server) {
-	f.srv = srv
-	f.opensDirs = srv.KernelSettings().Flags64()&fuse.CAP_NO_OPENDIR_SUPPORT != 0
+	if f.kernel != nil {
+		f.kernel.Close()
+	}
 }
 
 // String names the file system in go-fuse's messages.
@@ -192,7 +204,7 @@ func (f *FS) readAhead(mountpoint string) {
 	}
 	m := infos[len(infos)-1]
 	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", m.Major, m.Minor)
-	_ = os.WriteFile(path, []byte(fmt.Sprint(maxRequest>>10)), 0)
+	_ = os.WriteFile(path, []byte(fmt.Sprint(device.MaxRequest>>10)), 0)
 }
 
 // panicked turns a bug of ours into one failed request.

@@ -12,7 +12,7 @@ func (s *Server) Stop() {
 	s.fs.stopped.Store(true)
 	s.fs.nodes.each(func(n *node) {
 		if n.kind == unix.S_IFREG {
-			s.srv.InodeNotify(n.id, 0, 0) // no length: all of it
+			_ = s.fs.kernel.Invalidate(n.id, 0, 0) // it may have been forgotten meanwhile
 		}
 	})
 }

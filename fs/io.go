@@ -9,6 +9,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/device"
 )
 
 // opened returns what an opener of the inode id has open, nil if nobody has; it stays open until the kernel releases it.
@@ -256,7 +257,7 @@ func (f *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (ui
 // do not expect EINTR here.
 func copyRange(ctx interrupt, dst, src *blockcrypt.File, to, from, n int64) (done int64, err error) {
 	n = min(n, src.Size()-from)
-	buf := make([]byte, max(min(n, maxRequest), 0))
+	buf := make([]byte, max(min(n, device.MaxRequest), 0))
 	for done < n {
 		if done > 0 && ctx.Err() != nil {
 			break

@@ -75,9 +75,9 @@ func (f *FS) prefill(n *node) {
 	buf := f.prefills.Get().(*[maxPrefill]byte)
 	defer f.prefills.Put(buf)
 	if m, err := o.data.ReadAt(buf[:size], 0); int64(m) == size && (err == nil || err == io.EOF) {
-		f.srv.InodeNotifyStoreCache(n.id, 0, buf[:m])
+		_ = f.kernel.Store(n.id, buf[:m]) // else its reader asks
 		if f.stopped.Load() { // Stop may have been here before
-			f.srv.InodeNotify(n.id, 0, 0)
+			_ = f.kernel.Invalidate(n.id, 0, 0)
 		}
 	}
 }

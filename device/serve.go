@@ -1,0 +1,303 @@
+package device
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// spinFor is how long whoever waits looks for the next request before it sleeps: longer than a program that does one thing after the other takes
+	// between two of them, shorter than what a time slice is worth.
+	spinFor = 50 * time.Microsecond
+	// long is when answers take long, on average: somebody else had better wait for requests meanwhile.
+	long = 100 * time.Microsecond
+	// crowd is how many requests in a row are there already when the last one is answered before it is looked whether there are several at once.
+	crowd = 3
+	// tick is how often it is looked whether requests wait while everybody is busy.
+	tick = 2 * time.Millisecond
+	// idleTicks is after how many ticks without a request that ends.
+	idleTicks = 10
+	// keep is how many workers that have nothing to do are kept, with their buffers.
+	keep = 4
+	// maxDoubt and retry say when it is not worthwhile to look for the next request: once that was in vain maxDoubt times more than not, but for every retry-th time.
+	maxDoubt = 4
+	retry    = 32
+)
+
+// A Handler answers the request in and returns how long its answer, which it has written to out, is; 0 if there is to be none. Both are one
+// buffer each, and good until it returns.
+type Handler func(in, out [][]byte) int
+
+// serving is what Serve keeps in mind.
+//
+// At most one worker waits for requests at a time, be it that it looks for one all the time or that it sleeps: more would be woken in vain. While nobody waits, as
+// everybody is busy, a request may wait for its turn; the watch sees to it that it does not for long.
+type serving struct {
+	handle  Handler
+	working sync.WaitGroup
+	waiting atomic.Bool   // somebody waits
+	taken   atomic.Uint64 // requests so far
+	ended   atomic.Bool   // the mount is gone
+	doubt   atomic.Int32  // how much more often it was looked for the next request in vain, of late
+	sleeps  atomic.Uint64 // how often somebody was about to sleep
+
+	dozing  atomic.Bool   // the watch waits for stirred
+	stirred chan struct{} // of capacity 1: somebody has taken a request
+
+	mu   sync.Mutex
+	busy []*worker // all that run; guarded by mu
+	idle []*worker // guarded by mu
+}
+
+// A worker answers requests, one at a time.
+type worker struct {
+	in, out [][]byte
+	unique  atomic.Uint64 // of the request that it answers, 0 if none
+}
+
+// Layout of what the kernel sends: the header of a request is its length (4 bytes), what it asks (4), a number of its own (8), the node (8), user, group and process
+// (12), and a length of extensions (4); that of an answer its length, an error and the number of the request.
+const (
+	inHeaderSize  = 40
+	outHeaderSize = 16
+	writeInSize   = 80 // what comes before the data of a write
+	page          = 4096
+)
+
+// What the kernel asks, as far as it matters here.
+const (
+	opFsync     = 20
+	opFsyncdir  = 30
+	opInterrupt = 36
+)
+
+func newWorker() *worker {
+	// Data of a write is at the beginning of a page; so is that of a read, nearly.
+	in := make([]byte, MaxRequest+2*page)
+	return &worker{in: [][]byte{in[page-writeInSize:]}, out: [][]byte{make([]byte, MaxRequest+page)}}
+}
+
+// Init answers the first request, by which the kernel makes itself known, and returns the capabilities that it says it has. Handle is for all requests.
+func (c *Conn) Init(handle Handler) (capabilities uint64, err error) {
+	c.handle = handle
+	w := newWorker()
+	n, err := c.sleep(w)
+	if err != nil {
+		return 0, err
+	}
+	c.idle = append(c.idle, w)
+	c.answer(w, n)
+	if errno := -int32(*uint32At(w.out[0], 4)); errno != 0 {
+		return 0, unix.Errno(errno)
+	}
+	return uint64(*uint32At(w.in[0], inHeaderSize+12)) | uint64(*uint32At(w.in[0], inHeaderSize+16))<<32, nil
+}
+
+// Serve answers requests until the file system is not mounted any more, and all have been answered. A request may still be under way when the mount is gone: it is
+// interrupted.
+func (c *Conn) Serve() {
+	c.start()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		c.watch()
+	}()
+	c.working.Wait()
+	c.stir()
+	<-watched
+}
+
+// Close gives the descriptor back. Nobody may use c any more.
+func (c *Conn) Close() { unix.Close(c.fd) }
+
+// start lets one more worker take requests, unless there will be none. Until then at least one runs.
+func (c *Conn) start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended.Load() {
+		return
+	}
+	var w *worker
+	if last := len(c.idle) - 1; last >= 0 {
+		w, c.idle = c.idle[last], c.idle[:last]
+	} else {
+		w = newWorker()
+	}
+	c.busy = append(c.busy, w)
+	c.working.Add(1)
+	go c.work(w)
+}
+
+// stop says that a worker has nothing to do.
+func (c *Conn) stop(w *worker) {
+	defer c.working.Done()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.busy {
+		if c.busy[i] == w {
+			last := len(c.busy) - 1
+			c.busy[i] = c.busy[last]
+			c.busy = c.busy[:last]
+			break
+		}
+	}
+	if len(c.idle) < keep {
+		c.idle = append(c.idle, w)
+	}
+}
+
+// work takes requests and answers them until others suffice for that.
+func (c *Conn) work(w *worker) {
+	defer c.stop(w)
+	var usual time.Duration // how long answers take, of late
+	inARow := 0
+	for {
+		n, err := c.read(w)
+		inARow++
+		if err == unix.EAGAIN {
+			inARow = 0
+			if !c.waiting.CompareAndSwap(false, true) {
+				return
+			}
+			n, err = c.wait(w)
+			c.waiting.Store(false)
+		}
+		if err != nil {
+			c.end(err)
+			return
+		}
+		op := *uint32At(w.in[0], 4)
+		crowded := inARow >= crowd
+		if crowded {
+			inARow, crowded = 0, c.pending()
+		}
+		if (crowded || usual > long || op == opFsync || op == opFsyncdir) && !c.waiting.Load() {
+			c.start()
+		}
+		began := time.Now()
+		c.answer(w, n)
+		usual += (time.Since(began) - usual) / 8
+	}
+}
+
+// wait waits for a request: at first it looks for it all the time, unless that has been in vain of late.
+func (c *Conn) wait(w *worker) (n int, err error) {
+	if c.doubt.Load() < maxDoubt || c.sleeps.Load()%retry == 0 {
+		for began := time.Now(); time.Since(began) < spinFor; {
+			if n, err = c.read(w); err != unix.EAGAIN {
+				c.doubt.Store(max(c.doubt.Load()-1, 0))
+				return n, err
+			}
+			yield()
+		}
+		c.doubt.Store(min(c.doubt.Load()+1, maxDoubt))
+	}
+	c.sleeps.Add(1)
+	return c.sleep(w)
+}
+
+// sleep waits for a request.
+func (c *Conn) sleep(w *worker) (n int, err error) {
+	for {
+		n, err := c.read(w)
+		if err != unix.EAGAIN {
+			return n, err
+		}
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, -1); err != nil && err != unix.EINTR {
+			return 0, err
+		}
+	}
+}
+
+// pending reports whether a request is there.
+func (c *Conn) pending() bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, 0)
+	return n > 0 && err == nil
+}
+
+// read reads a request, EAGAIN if there is none.
+func (c *Conn) read(w *worker) (n int, err error) {
+	for {
+		n, err := unix.Read(c.fd, w.in[0])
+		switch {
+		case err == unix.EINTR || err == unix.ENOENT: // ENOENT: it was interrupted before it could be read
+		case err == nil && n < inHeaderSize:
+			return 0, unix.EIO
+		default:
+			return n, err
+		}
+	}
+}
+
+// answer has the request of n bytes answered.
+func (c *Conn) answer(w *worker, n int) {
+	c.taken.Add(1)
+	if c.dozing.Load() {
+		c.stir()
+	}
+	w.unique.Store(*uint64At(w.in[0], 8))
+	in := [1][]byte{w.in[0][:n]}
+	m := c.handle(in[:], w.out)
+	w.unique.Store(0)
+	if m == 0 {
+		return
+	}
+	// ENOENT says that the one who asked does not wait any more.
+	if _, err := unix.Write(c.fd, w.out[0][:m]); err != nil && err != unix.ENOENT && err != unix.ENODEV {
+		c.log.Warn("fuse: cannot answer a request", "opcode", *uint32At(w.in[0], 4), "err", err)
+	}
+}
+
+// end notes that the mount is gone, or that its requests cannot be read any more, and interrupts what is under way.
+func (c *Conn) end(err error) {
+	if c.ended.Swap(true) {
+		return
+	}
+	if err != unix.ENODEV {
+		c.log.Error("fuse: cannot read requests", "err", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range c.busy {
+		if unique := w.unique.Load(); unique != 0 {
+			in := make([]byte, inHeaderSize+8)
+			*uint32At(in, 0), *uint32At(in, 4), *uint64At(in, inHeaderSize) = uint32(len(in)), opInterrupt, unique
+			c.handle([][]byte{in}, [][]byte{make([]byte, page)})
+		}
+	}
+}
+
+// watch starts a worker when all of them are busy for a time, with the same requests: others may wait.
+func (c *Conn) watch() {
+	last := uint64(0)
+	for !c.ended.Load() {
+		c.dozing.Store(true)
+		if c.taken.Load() == last { // else whoever took the last one may not have seen that
+			<-c.stirred
+		}
+		c.dozing.Store(false)
+		for quiet := 0; quiet < idleTicks && !c.ended.Load(); {
+			time.Sleep(tick)
+			taken := c.taken.Load()
+			switch {
+			case taken != last:
+				last, quiet = taken, 0
+			case c.waiting.Load():
+				quiet++
+			default:
+				c.start()
+			}
+		}
+	}
+}
+
+// stir has the watch look.
+func (c *Conn) stir() {
+	select {
+	case c.stirred <- struct{}{}:
+	default:
+	}
+}
