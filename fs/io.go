@@ -64,6 +64,15 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		return 0, f.fail(n, "write", err)
 	}
 	m, err := o.data.WriteAt(data, int64(in.Offset))
+	if err == nil {
+		if err = o.changed(in.Fh); err != nil {
+			m = 0
+		}
+	}
+	if m > 0 && in.Fh == uncached && f.shared(n) {
+		// From Linux 6.6 on the kernel drops what it has of that before it asks, but may read it again meanwhile.
+		_ = f.kernel.Invalidate(n.id, int64(in.Offset), int64(m))
+	}
 	if err != nil {
 		s := f.fail(n, "write", err)
 		if m > 0 {
@@ -72,6 +81,13 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		return 0, s
 	}
 	return uint32(m), fuse.OK
+}
+
+// shared reports whether the kernel may have pages of the file n, which is open.
+func (f *FS) shared(n *node) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.open == nil || n.open.shared
 }
 
 // killPrivileges takes away what a change of content must not leave: file capabilities and, if setID, the set-ID bits.
@@ -164,7 +180,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		err = o.prepare()
 	}
 	if err == nil {
-		err = allocate(o, off, size, in.Mode)
+		err = errors.Join(allocate(o, off, size, in.Mode), o.changed(in.Fh))
 	}
 	return f.fail(n, "allocate in", err)
 }
@@ -244,6 +260,9 @@ func (f *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (ui
 		return 0, f.fail(to, "copy to", err)
 	}
 	copied, err := copyRange(interrupt(cancel), dst.data, src.data, int64(in.OffOut), int64(in.OffIn), int64(min(in.Len, maxCopy)))
+	if err == nil {
+		err = dst.changed(in.FhOut)
+	}
 	if copied > 0 {
 		return uint32(copied), fuse.OK
 	}

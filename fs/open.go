@@ -23,6 +23,7 @@ type openFile struct {
 	supply *volume.Supply // of headers, for data
 	refs   int            // openers; guarded by node.mu
 	killed bool           // file capabilities were looked for since the file was opened; guarded by node.mu
+	shared bool           // somebody has opened it since it was created, and may have the kernel cache it; guarded by node.mu
 }
 
 // Open implements [fuse.RawFileSystem].
@@ -76,7 +77,7 @@ func (f *FS) prefill(n *node) {
 	defer f.prefills.Put(buf)
 	if m, err := o.data.ReadAt(buf[:size], 0); int64(m) == size && (err == nil || err == io.EOF) {
 		_ = f.kernel.Store(n.id, buf[:m]) // else its reader asks
-		if f.stopped.Load() { // Stop may have been here before
+		if f.stopped.Load() {             // Stop may have been here before
 			_ = f.kernel.Invalidate(n.id, 0, 0)
 		}
 	}
@@ -147,6 +148,7 @@ func (f *FS) acquireLocked(open opener, n *node, write bool) (*openFile, error) 
 		}
 	}
 	n.open.refs++
+	n.open.shared = true
 	return n.open, nil
 }
 
@@ -339,7 +341,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 			f.dropSideLinks(d, e)
 			return err
 		}
-		if err := f.created(in.Caller, link{d.node, name}, d, fd, out); err != nil {
+		if err := f.created(in.Caller, in.Flags, link{d.node, name}, d, fd, out); err != nil {
 			f.undo(d, e, unix.S_IFREG) // the kernel goes on believing that there is no such entry
 			return err
 		}
@@ -347,8 +349,8 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 	}))
 }
 
-// created gives fd, a new and empty file in d, to the caller and answers with it. It takes fd over. No name in at means that it has none.
-func (f *FS) created(c fuse.Caller, at link, d *dir, fd int, out *fuse.CreateOut) error {
+// created gives fd, a new and empty file in d, to the caller, who opens it with flags, and answers with it. It takes fd over. No name in at means that it has none.
+func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *fuse.CreateOut) error {
 	var st unix.Stat_t
 	if err := f.giveFdTo(c, d.fd, fd, &st); err != nil {
 		unix.Close(fd)
@@ -376,9 +378,27 @@ func (f *FS) created(c fuse.Caller, at link, d *dir, fd int, out *fuse.CreateOut
 	}
 	n.open.refs++
 	f.entryOut(n, &st, d, "", &out.EntryOut)
-	n.prefilled = true // the kernel keeps what is written
 	out.OpenFlags = openFlags(true)
+	if flags&unix.O_ACCMODE == unix.O_WRONLY {
+		// Nobody reads or maps the file by this handle. What is written does not go through the page cache, so that the kernel has no pages to fill, does not ask for file
+		// capabilities, and has nothing to tell when the file is closed. A reader of a small file gets its content when it opens it.
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
+		out.Fh = uncached
+	} else {
+		n.prefilled = true // the kernel keeps what is written
+	}
 	return nil
+}
+
+// uncached is the kernel's handle of a file that is written past the page cache, and closed without a word. Others are 0.
+const uncached = 1
+
+// changed is called when the content has been changed by a handle: what no close will save is saved now.
+func (o *openFile) changed(handle uint64) error {
+	if handle != uncached {
+		return nil
+	}
+	return o.file.Save()
 }
 
 // Tmpfile implements [fuse.RawFileSystem]: a file without a name.
@@ -394,7 +414,7 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 	if err != nil {
 		return status(err)
 	}
-	return status(f.created(in.Caller, link{}, d, fd, out))
+	return status(f.created(in.Caller, in.Flags, link{}, d, fd, out))
 }
 
 // giveFdTo is giveTo for an open file; it reads the attributes that the file has then.

@@ -59,7 +59,7 @@ func (f *FS) setattr(cancel <-chan struct{}, n *node, in *fuse.SetAttrIn) error 
 					return err
 				}
 			}
-			if err := o.data.Truncate(int64(size)); err != nil || in.Valid&fuse.FATTR_FH != 0 {
+			if err := o.data.Truncate(int64(size)); err != nil || in.Valid&fuse.FATTR_FH != 0 && in.Fh != uncached {
 				return err
 			}
 			return o.save() // no close will follow, should only readers have it open

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -114,6 +115,67 @@ func TestKilledAfterTruncate(t *testing.T) {
 	for name, size := range sizes {
 		if b, err := os.ReadFile(filepath.Join(plain, name)); err != nil || !bytes.Equal(b, make([]byte, size)) {
 			t.Errorf("%s: %d bytes, want %d zeros; %v", name, len(b), size, err)
+		}
+	}
+	must(t, c.Unmount())
+}
+
+// TestCreatorKilled changes files that are durable by the handles that created them, which are closed without a word to the daemon: each change is saved when it is made.
+func TestCreatorKilled(t *testing.T) {
+	v, err := newChild(t)()
+	must(t, err)
+	c := v.(*child)
+	defer c.Close()
+	plain, err := c.Mount()
+	must(t, err)
+	first, copied := bytes.Repeat([]byte("first "), 5000), bytes.Repeat([]byte("copied "), 1000)
+	must(t, os.WriteFile(filepath.Join(plain, "source"), copied, 0o644))
+	source, err := os.Open(filepath.Join(plain, "source"))
+	must(t, err)
+	defer source.Close()
+	changes := map[string]struct {
+		change func(f *os.File) error
+		want   []byte
+	}{
+		"overwritten": {
+			func(f *os.File) error { _, err := f.WriteAt(copied, 100); return err },
+			slices.Concat(first[:100], copied, first[100+len(copied):]),
+		},
+		"appended": {func(f *os.File) error { _, err := f.Write(copied); return err }, slices.Concat(first, copied)},
+		"cut":      {func(f *os.File) error { return f.Truncate(20000) }, first[:20000]},
+		"punched": {
+			func(f *os.File) error {
+				return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 5000, 4000)
+			},
+			slices.Concat(first[:5000], make([]byte, 4000), first[9000:]),
+		},
+		"copied": {
+			func(f *os.File) error {
+				from, to := int64(0), int64(10000)
+				n, err := unix.CopyFileRange(int(source.Fd()), &from, int(f.Fd()), &to, len(copied), 0)
+				if err == nil && n != len(copied) {
+					err = fmt.Errorf("%d bytes were copied", n)
+				}
+				return err
+			},
+			slices.Concat(first[:10000], copied, first[10000+len(copied):]),
+		},
+	}
+	for name, c := range changes {
+		f, err := os.OpenFile(filepath.Join(plain, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		must(t, err)
+		defer f.Close()
+		_, err = f.Write(first)
+		if err := errors.Join(err, f.Sync(), c.change(f)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	must(t, c.Kill())
+	_, err = c.Mount()
+	must(t, err)
+	for name, c := range changes {
+		if b, err := os.ReadFile(filepath.Join(plain, name)); err != nil || !bytes.Equal(b, c.want) {
+			t.Errorf("%s: %d bytes, want %d; %v", name, len(b), len(c.want), err)
 		}
 	}
 	must(t, c.Unmount())
