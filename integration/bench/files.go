@@ -30,7 +30,7 @@ const (
 
 // writeFile writes size bytes in steps and syncs; it returns megabytes.
 func writeFile(ctx context.Context, path string, size int64, step int) (float64, error) {
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666) // as dd and cp do
 	if err != nil {
 		return 0, err
 	}
