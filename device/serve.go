@@ -1,6 +1,7 @@
 package device
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -185,7 +186,8 @@ func (c *Conn) work(w *worker) {
 
 // wait waits for a request: at first it looks for it all the time, unless that has been in vain of late.
 func (c *Conn) wait(w *worker) (n int, err error) {
-	if c.doubt.Load() < maxDoubt || c.sleeps.Load()%retry == 0 {
+	// On one processor whoever asks next needs it.
+	if runtime.NumCPU() > 1 && (c.doubt.Load() < maxDoubt || c.sleeps.Load()%retry == 0) {
 		for began := time.Now(); time.Since(began) < spinFor; {
 			if n, err = c.read(w); err != unix.EAGAIN {
 				c.doubt.Store(max(c.doubt.Load()-1, 0))
