@@ -307,7 +307,7 @@ func (f *File) reserve(off, n int64) error {
 // dense returns how many bytes below durable come before the first hole.
 func (f *File) dense() int64 {
 	if f.solid < f.durable {
-		if at, err := unix.Seek(f.fd, 0, unix.SEEK_HOLE); err == nil {
+		if at, err := f.j.kernel.seekHole(f.fd); err == nil {
 			f.solid = min(at, f.durable)
 		}
 	}

@@ -40,7 +40,7 @@ func (p *volume) changed(name string) {
 
 // newPlaceOn is newPlace on a simulated disk, with nothing in the background.
 func newPlaceOn(t *testing.T) (*volume, *sim) {
-	s := newSim(t, nil)
+	s := newSim(t, nil, nil)
 	p := &volume{t: t, dir: t.TempDir(), options: Options{kernel: s}}
 	if err := os.Mkdir(filepath.Join(p.dir, ".kmsfs"), 0o700); err != nil {
 		t.Fatal(err)

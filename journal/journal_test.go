@@ -182,8 +182,8 @@ func TestRandom(t *testing.T) {
 				if rnd.IntN(4) > 0 {
 					continue
 				}
-				for _, f := range files {
-					if err := f.Save(); err != nil {
+				for _, n := range names {
+					if err := files[n].Save(); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A kernel carries out the system calls that durability depends on, all that change a ciphertext file or make it durable. Tests put one in its place
-// that records them.
+// A kernel carries out the system calls that durability depends on, all that change a ciphertext file or make it durable, and what tells which of them
+// are needed. Tests put one in its place that records them.
 type kernel interface {
 	pwrite(fd int, p []byte, off int64) (int, error)
 	ftruncate(fd int, size int64) error
@@ -19,6 +19,7 @@ type kernel interface {
 	fsync(fd int) error
 	syncfs(fd int) error
 	writeOut(fd int) error
+	seekHole(fd int) (int64, error) // the first hole
 }
 
 // linux is the kernel itself.
@@ -31,6 +32,7 @@ func (linux) removeMark(fd int) error                         { return unix.Frem
 func (linux) fdatasync(fd int) error                          { return unix.Fdatasync(fd) }
 func (linux) fsync(fd int) error                              { return unix.Fsync(fd) }
 func (linux) syncfs(fd int) error                             { return unix.Syncfs(fd) }
+func (linux) seekHole(fd int) (int64, error)                  { return unix.Seek(fd, 0, unix.SEEK_HOLE) }
 
 func (linux) fallocate(fd int, mode uint32, off, n int64) error {
 	return unix.Fallocate(fd, mode, off, n)

@@ -2,8 +2,10 @@ package journal
 
 import (
 	"bytes"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +22,7 @@ type sim struct {
 	t       *testing.T
 	now     int
 	files   map[uint64]*simFile // by inode number
+	order   []uint64            // of these, as they were met: what is drawn for one after another does not depend on numbers
 	commits []commit
 	between func(ino uint64) // runs where a checkpoint holds no lock but that of the file ino
 }
@@ -56,10 +59,11 @@ type image struct {
 	mtime uint64
 }
 
-func newSim(t *testing.T, base map[uint64]image) *sim {
-	s := &sim{t: t, files: make(map[uint64]*simFile)}
-	for ino, im := range base {
-		s.files[ino] = &simFile{base: im, size: im.size}
+// newSim returns a disk with the files base, which are in the given order.
+func newSim(t *testing.T, base map[uint64]image, order []uint64) *sim {
+	s := &sim{t: t, files: make(map[uint64]*simFile), order: slices.Clone(order)}
+	for _, ino := range order {
+		s.files[ino] = &simFile{base: base[ino], size: base[ino].size}
 	}
 	return s
 }
@@ -74,6 +78,7 @@ func (s *sim) file(fd int) (*simFile, uint64) {
 		f = &simFile{base: image{mtime: simTime(0)}}
 		s.modified(fd, simTime(0), nil)
 		s.files[st.Ino] = f
+		s.order = append(s.order, st.Ino)
 	}
 	return f, st.Ino
 }
@@ -182,6 +187,9 @@ func (s *sim) writeOut(fd int) error {
 	return nil
 }
 
+// seekHole says that a file may be all holes: where they are depends on the file system, and on the page cache.
+func (s *sim) seekHole(int) (int64, error) { return 0, nil }
+
 // cut returns what a power cut at time k may leave or, without rnd, what a kill does.
 func (s *sim) cut(k int, rnd *rand.Rand) map[uint64]image {
 	committed := 0
@@ -192,8 +200,8 @@ func (s *sim) cut(k int, rnd *rand.Rand) map[uint64]image {
 	}
 	committed = pick(rnd, committed, k)
 	images := make(map[uint64]image)
-	for ino, f := range s.files {
-		images[ino] = f.cut(k, committed, rnd)
+	for _, ino := range s.order {
+		images[ino] = s.files[ino].cut(k, committed, rnd)
 	}
 	return images
 }
@@ -240,7 +248,8 @@ func (f *simFile) cut(k, committed int, rnd *rand.Rand) image {
 		return until[p]
 	}
 	zero := func(at int, from, to int64) { // to < 0: everything from there on
-		for p, b := range im.pages {
+		for _, p := range slices.Sorted(maps.Keys(im.pages)) { // in one order, since last draws
+			b := im.pages[p]
 			lo, hi := max(from-p*simPage, 0), int64(simPage)
 			if to >= 0 {
 				hi = min(to-p*simPage, simPage)
