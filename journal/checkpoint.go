@@ -232,18 +232,21 @@ func (j *Journal) syncActive() error {
 func (f *File) settle() (problem, err error) {
 	f.op.Lock()
 	defer f.op.Unlock()
-	if !f.pending() && !f.growing {
-		return nil, nil
+	if f.pending() || f.growing || f.changed {
+		if f.deleted() {
+			f.j.deleted.Store(true)
+			return nil, nil
+		}
+		if err := f.save(true); err != nil {
+			return nil, err
+		}
 	}
-	if f.deleted() {
-		f.j.deleted.Store(true)
-		return nil, nil
-	}
-	if err := f.save(true); err != nil {
-		return nil, err
-	}
+	// Even if the file in place is already as its changes leave it, cut back to what it was: records of theirs in the active log build on those of the old one.
 	if err := f.j.sync(f.saved); err != nil {
 		return nil, err
+	}
+	if !f.pending() && !f.growing {
+		return nil, nil
 	}
 	// A growth that has not begun ends here: the record that allows it may be on its way out.
 	f.growing = false

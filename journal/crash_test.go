@@ -270,13 +270,14 @@ func (c *crashTest) run(steps int) {
 }
 
 // paths are the files that a power cut may change, by inode number.
-func (c *crashTest) paths() map[uint64]string {
+func (p *volume) paths(names ...string) map[uint64]string {
+	p.t.Helper()
 	all := make(map[uint64]string)
-	for _, name := range append([]string{".kmsfs/journal.0", ".kmsfs/journal.1", ".kmsfs/epochs"}, c.names...) {
-		path := filepath.Join(c.p.dir, name)
+	for _, name := range append([]string{".kmsfs/journal.0", ".kmsfs/journal.1", ".kmsfs/epochs"}, names...) {
+		path := filepath.Join(p.dir, name)
 		var st unix.Stat_t
 		if err := unix.Stat(path, &st); err != nil {
-			c.t.Fatal(err)
+			p.t.Fatal(err)
 		}
 		all[st.Ino] = path
 	}
@@ -284,14 +285,15 @@ func (c *crashTest) paths() map[uint64]string {
 }
 
 // recover opens the journal on the images and returns the disk under it.
-func (c *crashTest) recover(images map[uint64]image, paths map[uint64]string) *sim {
+func (p *volume) recover(images map[uint64]image, paths map[uint64]string) *sim {
+	p.t.Helper()
 	for ino, path := range paths {
-		images[ino].restore(c.t, path)
+		images[ino].restore(p.t, path)
 	}
-	s := newSim(c.t, images, c.disk.order)
-	c.p.options.kernel = s
-	c.p.open()
-	c.p.halt()
+	s := newSim(p.t, images, p.options.kernel.(*sim).order)
+	p.options.kernel = s
+	p.open()
+	p.halt()
 	return s
 }
 
@@ -370,7 +372,7 @@ func powerCut(t *testing.T, seed uint64, cuts int) (did [3]uint64) {
 	c := newCrashTest(t, seed)
 	c.run(160)
 	c.p.kill()
-	paths, end := c.paths(), c.disk.now
+	paths, end := c.p.paths(c.names...), c.disk.now
 	replayed := 0
 	for range cuts {
 		k := c.rnd.IntN(end + 1)
@@ -378,7 +380,7 @@ func powerCut(t *testing.T, seed uint64, cuts int) (did [3]uint64) {
 			k = commits[c.rnd.IntN(len(commits))].t - 1 // most is under way just before a sync is over
 		}
 		images := c.disk.cut(k, c.rnd)
-		s := c.recover(images, paths)
+		s := c.p.recover(images, paths)
 		err := c.check(k, false)
 		c.p.kill()
 		if err != nil {
@@ -386,7 +388,7 @@ func powerCut(t *testing.T, seed uint64, cuts int) (did [3]uint64) {
 		}
 		for range c.rnd.IntN(2) {
 			again := c.rnd.IntN(s.now + 1)
-			c.recover(s.cut(again, c.rnd), paths)
+			c.p.recover(s.cut(again, c.rnd), paths)
 			err := c.check(k, false)
 			c.p.kill()
 			if err != nil {
@@ -394,7 +396,7 @@ func powerCut(t *testing.T, seed uint64, cuts int) (did [3]uint64) {
 			}
 		}
 		replayed += s.now
-		c.recover(c.disk.cut(k, nil), paths)
+		c.p.recover(c.disk.cut(k, nil), paths)
 		err = c.check(k, true)
 		c.p.kill()
 		if err != nil {

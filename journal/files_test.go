@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -120,6 +121,81 @@ func TestRewrittenAfterCut(t *testing.T) {
 	p.open()
 	p.halt()
 	p.changed(name)
+}
+
+// TestCutBackDuringCheckpoint cuts a file back to what it is in place while a checkpoint is at another one, when both logs have changes of it. A crash that
+// follows finds the younger ones only.
+func TestCutBackDuringCheckpoint(t *testing.T) {
+	for _, size := range []int64{0, 5000} {
+		for _, saved := range []bool{false, true} {
+			p, s := newPlaceOn(t)
+			g, f := p.file("a"), p.file("b")
+			name := "b"
+			if f.id.Ino < g.id.Ino {
+				g, f, name = f, g, "a" // a checkpoint comes to f last
+			}
+			do := func(f *File, change func() error) {
+				t.Helper()
+				f.Begin()
+				err := change()
+				f.End()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			write := func(f *File, b byte, off, n int64) {
+				t.Helper()
+				do(f, func() error { _, err := f.WriteAt(bytes.Repeat([]byte{b}, int(n)), off); return err })
+				if err := f.Sync(false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cut := func() { t.Helper(); do(f, func() error { return f.Truncate(size) }) }
+			write(g, 1, 0, 5000)
+			write(f, 1, 0, 5000)
+			cut()
+			if err := errors.Join(f.Sync(false), p.j.Checkpoint()); err != nil {
+				t.Fatal(err)
+			}
+			write(f, 2, size, 1000)
+			p.j.mu.Lock()
+			err := p.j.turn()
+			p.j.mu.Unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(f, 3, size+1000, 1000)
+			write(g, 2, 0, 1000)
+			whole := content(t, f)
+			done := false
+			s.between = func(ino uint64) {
+				if ino != g.id.Ino || done {
+					return
+				}
+				done = true
+				if cut(); saved {
+					if err := f.Save(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if err := p.j.Checkpoint(); err != nil || !done {
+				t.Fatal(err, done)
+			}
+			s.between = nil
+			cutOff := content(t, f)
+			p.kill()
+			paths, now := p.paths("a", "b"), s.now
+			for seed := range uint64(20) {
+				p.recover(s.cut(now, rand.New(rand.NewPCG(seed, 1))), paths)
+				if b := content(t, p.file(name)); !bytes.Equal(b, whole) && !bytes.Equal(b, cutOff) {
+					t.Errorf("size %d, saved %v, seed %d: the file, of %d bytes, is as it never was", size, saved, seed, len(b))
+				}
+				p.kill()
+			}
+			p.open() // for the cleanup
+		}
+	}
 }
 
 // TestEmptyKeepsTime empties a file that a crash tore.
@@ -317,10 +393,10 @@ func TestGrowthEndsWithItsRecord(t *testing.T) {
 	}
 	c.promised(f)
 	c.p.kill()
-	paths, end := c.paths(), c.disk.now
+	paths, end := c.p.paths(c.names...), c.disk.now
 	for k := range end + 1 {
 		for range 2 {
-			c.recover(c.disk.cut(k, c.rnd), paths)
+			c.p.recover(c.disk.cut(k, c.rnd), paths)
 			err := c.check(k, false)
 			c.p.kill()
 			if err != nil {
@@ -362,13 +438,13 @@ func TestRecordWithoutFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.p.kill()
-	paths, empty := c.paths(), 0
+	paths, empty := c.p.paths(c.names...), 0
 	for range 100 {
 		images := c.disk.cut(c.disk.now, c.rnd)
 		if images[lost.ino].size == 0 {
 			empty++
 		}
-		c.recover(images, paths)
+		c.p.recover(images, paths)
 		err := c.check(c.disk.now, false)
 		c.p.kill()
 		if err != nil {

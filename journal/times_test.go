@@ -94,16 +94,16 @@ func TestPatchTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.p.kill()
-	paths, end := c.paths(), c.disk.now
+	paths, end := c.p.paths(c.names...), c.disk.now
 	for k := begin; k <= end; k++ {
-		c.recover(c.disk.cut(k, nil), paths)
+		c.p.recover(c.disk.cut(k, nil), paths)
 		for i, f := range []*crashFile{a, b} {
 			if got := c.p.file(f.name).modified(); got != want[i] {
 				t.Errorf("killed at %d of %d: %s was modified at %v", k-begin, end-begin, f.name, unstamp(got))
 			}
 		}
 		c.p.kill()
-		c.recover(c.disk.cut(k, c.rnd), paths)
+		c.p.recover(c.disk.cut(k, c.rnd), paths)
 		if got := c.p.file("a").modified(); got != want[0] {
 			t.Errorf("power cut at %d of %d: a was modified at %v", k-begin, end-begin, unstamp(got))
 		}
