@@ -62,10 +62,12 @@ integration:
 sm4:
 	KMSFS_ALGORITHM=sm4-128-gcm $(GO) test -p 1 -count=1 -timeout 25m ./integration
 
-# KMSFS_CUTS power cuts of each kind, KMSFS_DB_CUTS under each database server, from KMSFS_SEED; KMSFS_KEEP=DIR keeps what led to a loss.
+# KMSFS_CUTS power cuts of each kind, and as many seeds of the journal's own, each with dozens; KMSFS_DB_CUTS under each database server; from KMSFS_SEED.
+# KMSFS_KEEP=DIR keeps what led to a loss.
 powercut: export KMSFS_CUTS ?= 10000
 powercut: export KMSFS_DB_CUTS ?= 500
 powercut: deps-databases
+	$(GO) test -count=1 -timeout 0 -run 'TestPowerCut$$' ./journal
 	cd integration/powercut && $(GO) test -count=1 -v -timeout 0 .
 
 # What durability costs, docs/durability-price.md.

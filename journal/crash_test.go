@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -351,10 +352,22 @@ func (f *crashFile) checkTime(got uint64, promises []promise, k int) error {
 
 // TestPowerCut cuts the power at many points of random work, and at points of the replays that follow: every file is as it was promised last, or as a
 // later operation left it, whole, with the modification time of then. After a kill, so is the time of what was closed.
+//
+// KMSFS_CUTS is the number of seeds, KMSFS_SEED the first of them.
 func TestPowerCut(t *testing.T) {
-	for seed := range uint64(powerSeeds) {
-		powerCut(t, seed, powerCuts)
+	first, seeds := number(t, "KMSFS_SEED", 0), number(t, "KMSFS_CUTS", powerSeeds)
+	for seed := first; seed < first+seeds; seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { powerCut(t, seed, powerCuts) })
 	}
+}
+
+// number returns what an environment variable is set to, or without that.
+func number(t *testing.T, variable string, without uint64) uint64 {
+	n, err := strconv.ParseUint(cmp.Or(os.Getenv(variable), fmt.Sprint(without)), 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+	return n
 }
 
 // TestSameSeed finds that a seed of TestPowerCut does the same whenever it is run, whatever numbers the files have.

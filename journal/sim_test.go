@@ -139,6 +139,9 @@ func (s *sim) ftruncate(fd int, size int64) error {
 
 func (s *sim) fallocate(fd int, mode uint32, off, n int64) error {
 	s.note(fd, event{off: off, n: n, punch: mode&unix.FALLOC_FL_PUNCH_HOLE != 0})
+	if mode&unix.FALLOC_FL_PUNCH_HOLE == 0 {
+		return s.modified(fd, simTime(s.now), nil) // space does not show
+	}
 	return s.modified(fd, simTime(s.now), unix.Fallocate(fd, mode, off, n))
 }
 
