@@ -198,6 +198,53 @@ func TestCutBackDuringCheckpoint(t *testing.T) {
 	}
 }
 
+// TestLogsInOrder changes a file in one log and again in the other, in mounts that find generations of every order.
+func TestLogsInOrder(t *testing.T) {
+	p, _ := newPlaceOn(t)
+	var orders [2]bool
+	for mount := range 6 {
+		if mount > 0 {
+			p.open()
+			p.halt()
+		}
+		f := p.durable("a")
+		if mount%2 == 0 { // one reset more than the other log
+			if err := p.j.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range byte(2) {
+			f.Begin()
+			_, err := f.WriteAt(bytes.Repeat([]byte{2 * i}, 5000), 0)
+			f.End()
+			if err := errors.Join(err, f.Sync(false)); err != nil {
+				t.Fatal(err)
+			}
+			if i == 0 {
+				p.j.mu.Lock()
+				if err := p.j.turn(); err != nil {
+					t.Fatal(err)
+				}
+				p.j.mu.Unlock()
+			}
+		}
+		if p.j.logs[0].generation.Load() < p.j.logs[1].generation.Load() {
+			orders[0] = true
+		} else {
+			orders[1] = true
+		}
+		p.kill()
+		p.open()
+		p.halt()
+		p.changed("a")
+		p.kill()
+	}
+	p.open() // for the cleanup
+	if orders != [2]bool{true, true} {
+		t.Error("the logs were in one order only")
+	}
+}
+
 // TestEmptyKeepsTime empties a file that a crash tore.
 func TestEmptyKeepsTime(t *testing.T) {
 	p := newPlace(t)

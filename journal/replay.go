@@ -48,10 +48,10 @@ func (c *change) add(r *record) {
 
 // replay puts in place what the logs hold, oldest first, and begins with empty logs. It may be cut off at any point, and run again.
 func (j *Journal) replay() error {
-	old, young := j.logs[0], j.logs[1]
-	if old.generation.Load() > young.generation.Load() {
-		old, young = young, old
+	if j.logs[0].generation.Load() > j.logs[1].generation.Load() {
+		j.active = 1 // after this, too, the log that gets the first records has the smaller generation
 	}
+	old, young := j.logs[j.active], j.logs[1-j.active]
 	type key struct {
 		ino     uint64
 		version uint32
