@@ -207,7 +207,7 @@ func (j *Journal) saveAll(files []*File) error {
 	for _, f := range files {
 		f.op.Lock()
 		var err error
-		if f.pending() || f.growing || f.changed && f.closed.Load() {
+		if f.pending() || f.growing || f.changed {
 			err = f.save(true)
 		}
 		f.op.Unlock()

@@ -42,6 +42,7 @@ type File struct {
 	growing  bool           // what lies past durable goes in place
 	full     error          // why this operation may change nothing
 	stuck    error          // why the last checkpoint could put nothing in place
+	halfway  bool           // changes were put in place in part
 	changed  bool           // there is something to save
 	dirty    int64          // bytes of it
 	owed     int64          // what it has reserved in the log

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -296,6 +297,44 @@ func TestDeletionIsDurable(t *testing.T) {
 	t.Errorf("the log was emptied at %d; the deletion at %d was not durable", reset.at, deleted)
 }
 
+// TestDeletionOfRecords deletes a file that is in place as its last change left it, which is not durable in the log. A power cut that brings the file back
+// brings it as it was promised.
+func TestDeletionOfRecords(t *testing.T) {
+	p, s := newPlaceOn(t)
+	f := p.durable("a")
+	if err := p.j.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	do := func(change func() error) {
+		t.Helper()
+		f.Begin()
+		err := change()
+		f.End()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(func() error { _, err := f.WriteAt(make([]byte, 5000), 5000); return err })
+	if err := f.Sync(false); err != nil {
+		t.Fatal(err)
+	}
+	do(func() error { return f.Truncate(5000) })
+	if err := f.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(p.dir, "a")); err != nil {
+		t.Fatal(err)
+	}
+	deleted := s.now
+	p.j.Unlinked(f.id)
+	if err := p.j.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(s.commits, func(c commit) bool { return c.upTo >= deleted && c.t > deleted }) {
+		t.Error("the log was emptied before the deletion was durable")
+	}
+}
+
 // TestFailedSyncKeepsLog fails the sync of what a checkpoint has put in place. Nobody can tell what the kernel has dropped, so the next mount takes it
 // from the log.
 func TestFailedSyncKeepsLog(t *testing.T) {
@@ -390,6 +429,59 @@ func TestOneFileCannotBeChanged(t *testing.T) {
 	p.open()
 	p.changed("a")
 	p.kill()
+}
+
+// TestPlacedInPart cuts a file back to what it was before a checkpoint that had put the beginning of its changes in place. What they wrote goes.
+func TestPlacedInPart(t *testing.T) {
+	p := newPlace(t)
+	p.kill()
+	broken := &brokenCut{fd: -1}
+	p.options.kernel = broken
+	p.open()
+	p.halt()
+	f := p.durable("a")
+	if err := p.j.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	do := func(change func() error) {
+		t.Helper()
+		f.Begin()
+		err := change()
+		f.End()
+		if err = errors.Join(err, f.Sync(false)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(func() error { _, err := f.WriteAt(make([]byte, 5000), 5000); return err })
+	broken.fd = f.fd
+	if err := p.j.Checkpoint(); !errors.Is(err, unix.EIO) {
+		t.Errorf("checkpoint: %v", err)
+	}
+	broken.fd = -1
+	do(func() error { return f.Truncate(5000) })
+	for range 2 { // both logs
+		if err := p.j.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.changed("a")
+	if err := f.Release(); err != nil {
+		t.Fatal(err)
+	}
+	p.kill()
+}
+
+// brokenCut fails to cut one descriptor.
+type brokenCut struct {
+	linux
+	fd int
+}
+
+func (b *brokenCut) ftruncate(fd int, size int64) error {
+	if fd == b.fd {
+		return unix.EIO
+	}
+	return b.linux.ftruncate(fd, size)
 }
 
 // brokenWrite fails writes to one descriptor.

@@ -205,7 +205,7 @@ func (f *File) apply() error {
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return err
 	}
-	f.unsynced = true
+	f.unsynced, f.halfway = true, true
 	if f.base < f.durable {
 		if err := f.disk.Truncate(f.base); err != nil {
 			return err
@@ -219,13 +219,13 @@ func (f *File) apply() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ext, f.base, f.durable, f.solid, f.reserved = nil, f.size, f.size, 0, 0
-	f.told = false
+	f.told, f.halfway = false, false
 	return nil
 }
 
-// pending reports whether something is not in place. f.op is held.
+// pending reports whether something is not in place, or is there that is to go. f.op is held.
 func (f *File) pending() bool {
-	return !f.direct && (len(f.ext) > 0 || f.base != f.size || f.durable != f.size)
+	return !f.direct && (len(f.ext) > 0 || f.base != f.size || f.durable != f.size || f.halfway)
 }
 
 // place writes extents, neighbours together, and then sets the size.
@@ -297,13 +297,12 @@ func (j *Journal) drop(f *File) {
 	if f.refs > 0 || j.files[f.id] != f {
 		return
 	}
-	if f.pending() || f.changed || f.growing || f.unsynced {
+	// With a record alone, a replay would undo what is written in place once it is empty, and what is done to its times, unless the log is told.
+	if f.pending() || f.changed || f.growing || f.unsynced || f.saved.live() {
 		if !f.deleted() {
 			return
 		}
 		j.deleted.Store(true)
-	} else if f.saved.live() && !f.deleted() {
-		return // a replay would undo what is written in place once it is empty, and what is done to its times, unless the log is told
 	}
 	j.mu.Lock()
 	j.reserved -= f.owed
@@ -312,7 +311,7 @@ func (j *Journal) drop(f *File) {
 	delete(j.files, f.id)
 	unix.Close(f.fd)
 	// A checkpoint or an epoch may be about to look at it: there is nothing to do.
-	f.changed, f.growing, f.unsynced, f.untimed, f.owed, f.durable, f.saved = false, false, false, false, 0, f.size, position{}
+	f.changed, f.growing, f.unsynced, f.untimed, f.halfway, f.owed, f.durable, f.saved = false, false, false, false, false, 0, f.size, position{}
 	f.mu.Lock()
 	f.ext, f.base = nil, f.size
 	f.mu.Unlock()
