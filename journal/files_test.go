@@ -431,7 +431,8 @@ func TestOneFileCannotBeChanged(t *testing.T) {
 	p.kill()
 }
 
-// TestPlacedInPart cuts a file back to what it was before a checkpoint that had put the beginning of its changes in place. What they wrote goes.
+// TestPlacedInPart cuts a file back to what it was before a checkpoint that had put the beginning of its changes in place. That shows in no modification
+// time, and what they wrote goes.
 func TestPlacedInPart(t *testing.T) {
 	p := newPlace(t)
 	p.kill()
@@ -453,11 +454,15 @@ func TestPlacedInPart(t *testing.T) {
 		}
 	}
 	do(func() error { _, err := f.WriteAt(make([]byte, 5000), 5000); return err })
+	modified := f.modified()
 	broken.fd = f.fd
 	if err := p.j.Checkpoint(); !errors.Is(err, unix.EIO) {
 		t.Errorf("checkpoint: %v", err)
 	}
 	broken.fd = -1
+	if got := f.modified(); got != modified {
+		t.Errorf("modified at %v, not %v", unstamp(got), unstamp(modified))
+	}
 	do(func() error { return f.Truncate(5000) })
 	for range 2 { // both logs
 		if err := p.j.Checkpoint(); err != nil {

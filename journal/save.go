@@ -212,10 +212,11 @@ func (f *File) apply() error {
 		}
 		f.durable = f.base
 	}
-	if err := place(f.disk, f.ext, f.size); err != nil {
+	err := place(f.disk, f.ext, f.size)
+	f.disk.setModified(st.Mtim)
+	if err != nil {
 		return err
 	}
-	f.disk.setModified(st.Mtim)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ext, f.base, f.durable, f.solid, f.reserved = nil, f.size, f.size, 0, 0
