@@ -67,9 +67,6 @@ type position struct {
 	end        int64
 }
 
-// getVersion is the ioctl FS_IOC_GETVERSION: the generation of an inode number.
-const getVersion = 0x80087601
-
 // errReadOnly says that a file was opened for reading only.
 const errReadOnly = unix.EBADF
 

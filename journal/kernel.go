@@ -7,7 +7,7 @@ import (
 )
 
 // A kernel carries out the system calls that durability depends on, all that change a ciphertext file or make it durable, and what tells which of them
-// are needed. Tests put one in its place that records them.
+// are needed, and on which file. Tests put one in its place that records them.
 type kernel interface {
 	pwrite(fd int, p []byte, off int64) (int, error)
 	ftruncate(fd int, size int64) error
@@ -20,7 +20,12 @@ type kernel interface {
 	syncfs(fd int) error
 	writeOut(fd int) error
 	seekHole(fd int) (int64, error) // the first hole
+	version(fd int) (uint32, error) // generation of the inode number
+	links(fd int) (uint64, error)   // names
 }
+
+// getVersion is the ioctl FS_IOC_GETVERSION.
+const getVersion = 0x80087601
 
 // linux is the kernel itself.
 type linux struct{}
@@ -33,6 +38,17 @@ func (linux) fdatasync(fd int) error                          { return unix.Fdat
 func (linux) fsync(fd int) error                              { return unix.Fsync(fd) }
 func (linux) syncfs(fd int) error                             { return unix.Syncfs(fd) }
 func (linux) seekHole(fd int) (int64, error)                  { return unix.Seek(fd, 0, unix.SEEK_HOLE) }
+
+func (linux) version(fd int) (uint32, error) {
+	v, err := unix.IoctlGetInt(fd, getVersion)
+	return uint32(v), err
+}
+
+func (linux) links(fd int) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	return uint64(st.Nlink), err
+}
 
 func (linux) fallocate(fd int, mode uint32, off, n int64) error {
 	return unix.Fallocate(fd, mode, off, n)

@@ -150,7 +150,7 @@ func (j *Journal) locate(changes []*change, fn func(c *change, fd int) error) er
 			return false, err
 		}
 		defer unix.Close(fd)
-		if !c.matches(fd, atPath) {
+		if !c.matches(disk{j.kernel, fd}, atPath) {
 			return false, nil
 		}
 		if err := fn(c, fd); err != nil {
@@ -245,23 +245,23 @@ func (c *change) open(dir int, path string) (fd int, err error) {
 	return fd, nil
 }
 
-// matches reports whether fd is the file that the change is about: the same inode, not used again since or, in a copy of
+// matches reports whether d is the file that the change is about: the same inode, not used again since or, in a copy of
 // the volume, the same path and file ID.
-func (c *change) matches(fd int, atPath bool) bool {
+func (c *change) matches(d disk, atPath bool) bool {
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if unix.Fstat(d.fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false
 	}
 	if st.Ino == c.ino {
-		version, err := unix.IoctlGetInt(fd, getVersion)
+		version, err := d.kernel.version(d.fd)
 		if err != nil || c.version == 0 {
 			return atPath
 		}
-		if uint32(version) == c.version {
+		if version == c.version {
 			return true
 		}
 	}
-	return atPath && c.fileID != [16]byte{} && c.fileID == fileID(disk{fd: fd})
+	return atPath && c.fileID != [16]byte{} && c.fileID == fileID(d)
 }
 
 // fileID returns the file ID of a header, zeros if there is none.

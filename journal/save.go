@@ -156,8 +156,8 @@ func (f *File) record(kind byte) *record {
 		f.knownAt = at
 	}
 	if !f.told {
-		if v, err := unix.IoctlGetInt(f.fd, getVersion); err == nil {
-			f.version = uint32(v)
+		if v, err := f.j.kernel.version(f.fd); err == nil {
+			f.version = v
 		}
 		f.fileID, f.told = fileID(f.disk), true
 	}
@@ -323,8 +323,11 @@ func (p position) live() bool { return p.log != nil && p.log.generation.Load() =
 
 // deleted reports whether f has neither a name nor an opener. f.op is held.
 func (f *File) deleted() bool {
-	var st unix.Stat_t
-	return f.closed.Load() && unix.Fstat(f.fd, &st) == nil && st.Nlink == 0
+	if !f.closed.Load() {
+		return false
+	}
+	n, err := f.j.kernel.links(f.fd)
+	return err == nil && n == 0
 }
 
 // Unlinked says that the file id has lost its last name: if nobody has it open, its space is free at once.

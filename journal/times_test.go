@@ -62,7 +62,7 @@ func TestReplayKeepsTime(t *testing.T) {
 
 // TestPatchTime patches a file whose first bytes are a hole, and a new one that is still open: the modification time stays, whatever moment a crash is at.
 func TestPatchTime(t *testing.T) {
-	c := newCrashTest(t, 0)
+	c := newCrashTest(t, 0, crashLimits)
 	a, b := c.files["a"], c.files["b"]
 	write := func(f *File, off int64) {
 		f.Begin()
@@ -94,16 +94,16 @@ func TestPatchTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.p.kill()
-	paths, end := c.p.paths(c.names...), c.disk.now
+	end := c.disk.now
 	for k := begin; k <= end; k++ {
-		c.p.recover(c.disk.cut(k, nil), paths)
+		c.recover(c.disk.cut(k, nil))
 		for i, f := range []*crashFile{a, b} {
 			if got := c.p.file(f.name).modified(); got != want[i] {
 				t.Errorf("killed at %d of %d: %s was modified at %v", k-begin, end-begin, f.name, unstamp(got))
 			}
 		}
 		c.p.kill()
-		c.p.recover(c.disk.cut(k, c.rnd), paths)
+		c.recover(c.disk.cut(k, c.rnd))
 		if got := c.p.file("a").modified(); got != want[0] {
 			t.Errorf("power cut at %d of %d: a was modified at %v", k-begin, end-begin, unstamp(got))
 		}
