@@ -273,49 +273,54 @@ func TestDeletionOfRecords(t *testing.T) {
 	}
 }
 
-// TestPlacedInPart cuts a file back to what it was before a checkpoint that had put the beginning of its changes in place. That shows in no modification
-// time, and what they wrote goes.
+// TestPlacedInPart cuts a file after a checkpoint that had put the beginning of its changes in place. That checkpoint shows in no modification time, and what
+// it wrote goes, be the file as it was before, or have a gap there.
 func TestPlacedInPart(t *testing.T) {
-	p := newPlace(t)
-	p.kill()
-	broken := &brokenCut{fd: -1}
-	p.options.kernel = broken
-	p.open()
-	p.halt()
-	f := p.durable("a")
-	if err := p.j.Checkpoint(); err != nil {
-		t.Fatal(err)
-	}
-	do := func(change func() error) {
-		t.Helper()
-		f.Begin()
-		err := change()
-		f.End()
-		if err = errors.Join(err, f.Sync(false)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	do(func() error { _, err := f.WriteAt(make([]byte, 5000), 5000); return err })
-	modified := f.modified()
-	broken.fd = f.fd
-	if err := p.j.Checkpoint(); !errors.Is(err, unix.EIO) {
-		t.Errorf("checkpoint: %v", err)
-	}
-	broken.fd = -1
-	if got := f.modified(); got != modified {
-		t.Errorf("modified at %v, not %v", unstamp(got), unstamp(modified))
-	}
-	do(func() error { return f.Truncate(5000) })
-	for range 2 { // both logs
+	for _, gap := range []bool{false, true} {
+		broken := &brokenCut{fd: -1}
+		p := newPlaceOf(t, broken)
+		p.halt()
+		f := p.durable("a")
 		if err := p.j.Checkpoint(); err != nil {
 			t.Fatal(err)
 		}
+		do := func(change func() error) {
+			t.Helper()
+			f.Begin()
+			err := change()
+			f.End()
+			if err = errors.Join(err, f.Sync(false)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		do(func() error { _, err := f.WriteAt(bytes.Repeat([]byte{3}, 5000), 5000); return err })
+		modified := f.modified()
+		broken.fd = f.fd
+		if err := p.j.Checkpoint(); !errors.Is(err, unix.EIO) {
+			t.Errorf("checkpoint: %v", err)
+		}
+		broken.fd = -1
+		if got := f.modified(); got != modified {
+			t.Errorf("modified at %v, not %v", unstamp(got), unstamp(modified))
+		}
+		do(func() error { return f.Truncate(5000) })
+		if gap {
+			do(func() error { _, err := f.WriteAt([]byte{4}, 9000); return err })
+		}
+		want := content(t, f)
+		for range 2 { // both logs
+			if err := p.j.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := os.ReadFile(filepath.Join(p.dir, "a")); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("gap %v: %d bytes in place are not the %d of the file, %v", gap, len(got), len(want), err)
+		}
+		if err := f.Release(); err != nil {
+			t.Fatal(err)
+		}
+		p.kill()
 	}
-	p.changed("a")
-	if err := f.Release(); err != nil {
-		t.Fatal(err)
-	}
-	p.kill()
 }
 
 // brokenCut fails to cut one descriptor.

@@ -205,8 +205,9 @@ func (f *File) apply() error {
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return err
 	}
+	cut := f.base < f.durable || f.halfway
 	f.unsynced, f.halfway = true, true
-	if f.base < f.durable {
+	if cut {
 		if err := f.disk.Truncate(f.base); err != nil {
 			return err
 		}

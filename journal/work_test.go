@@ -71,7 +71,7 @@ func (c *crashTest) change(f *crashFile) {
 				off = 0
 			} else if c.rnd.IntN(3) == 0 {
 				off = min(int64(len(m)), f.f.durable) // what it was once
-			} else {
+			} else if off > 0 {
 				off += 64
 			}
 			must(f.f.Truncate(off))
@@ -225,7 +225,8 @@ func (c *crashTest) step(f *crashFile, ino uint64) {
 
 // any is a file to do something with; sometimes a new one.
 func (c *crashTest) any() *crashFile {
-	if name := string(rune('a' + c.rnd.IntN(6))); len(c.spare) > 0 && c.files[name] == nil && c.rnd.IntN(8) == 0 {
+	name := string(rune('a' + c.rnd.IntN(6)))
+	if len(c.files) == 0 || c.files[name] == nil && len(c.spare) > powerLives && c.rnd.IntN(8) == 0 {
 		c.create(name)
 	}
 	var usable []*crashFile
