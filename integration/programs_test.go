@@ -24,8 +24,8 @@ func TestSQLite(t *testing.T) {
 	plain := v.mount(t)
 	for _, mode := range []string{"wal", "delete"} {
 		shell(t, plain, `sqlite3 `+mode+`.db "PRAGMA journal_mode=`+mode+`; CREATE TABLE t(i INTEGER PRIMARY KEY, v);"
-			insert() { for i in $(seq 40); do echo "INSERT INTO t(v) VALUES(randomblob(3000));"; done | sqlite3 -cmd '.timeout 20000' `+mode+`.db; }
-			insert & insert & for i in 1 2 3 4 5; do sqlite3 -cmd '.timeout 20000' `+mode+`.db 'SELECT count(*) FROM t' >/dev/null; done; wait`)
+			insert() { for i in $(seq 40); do echo "INSERT INTO t(v) VALUES(randomblob(3000));"; done | sqlite3 -cmd '.timeout 300000' `+mode+`.db; }
+			insert & insert & for i in 1 2 3 4 5; do sqlite3 -cmd '.timeout 300000' `+mode+`.db 'SELECT count(*) FROM t' >/dev/null; done; wait`)
 	}
 	v.remount(t)
 	for _, mode := range []string{"wal", "delete"} {
@@ -98,7 +98,7 @@ func TestRandomAccess(t *testing.T) {
 	plain = v.mount(t)
 	pid := strings.TrimSpace(shell(t, v.dir, `pgrep -f "^[^ ]*kmsfs mount.*`+v.cipher+`"`))
 	must(t, os.WriteFile(filepath.Join(v.dir, "trace.sh"), []byte(`strace -ff -y -qq -e signal=none -e trace=pread64,pwrite64 -o `+trace+` -p `+pid+` & s=$!
-		for i in $(seq 100); do grep -q "TracerPid:	[1-9]" /proc/`+pid+`/status && break; sleep 0.05; done
+		`+attached(pid)+`
 		(cd `+plain+`; xfs_io -c 'pwrite -S 0x41 700000000 1' -c fsync big >/dev/null; xfs_io -d -c 'pread 400003072 4096' big >/dev/null)
 		`+binary+` umount `+plain+`; wait $s || true`), 0o755))
 	shell(t, v.dir, "bash "+v.dir+"/trace.sh")
@@ -131,6 +131,11 @@ func TestRandomAccess(t *testing.T) {
 	if limit := 2*headerSize + 512 + 40 + 3*slot; read == 0 || read > limit {
 		t.Errorf("read %d bytes, at most %d expected\n%s", read, limit, b)
 	}
+}
+
+// attached is a line of shell that waits until every thread of a process is traced.
+func attached(pid string) string {
+	return `for i in $(seq 1200); do grep -L "TracerPid:	[1-9]" /proc/` + pid + `/task/*/status | grep -q . || break; sleep 0.05; done`
 }
 
 // traced returns what strace wrote about each thread; in one file, calls of several threads would interrupt each other's lines.
@@ -168,7 +173,7 @@ func TestListingOpensNothing(t *testing.T) {
 	pid := strings.TrimSpace(shell(t, v.dir, `pgrep -f "^[^ ]*kmsfs mount.*`+v.cipher+`"`))
 	trace := filepath.Join(v.dir, "trace")
 	must(t, os.WriteFile(filepath.Join(v.dir, "trace.sh"), []byte(`strace -ff -qq -e signal=none -e trace=openat,pread64,newfstatat -o `+trace+` -p `+pid+` & s=$!
-		for i in $(seq 100); do grep -q "TracerPid:	[1-9]" /proc/`+pid+`/status && break; sleep 0.05; done
+		`+attached(pid)+`
 		ls -l | wc -l; kill $s; wait $s || true`), 0o755))
 	if got := strings.TrimSpace(shell(t, plain, "bash "+v.dir+"/trace.sh")); got != "201" {
 		t.Fatalf("ls printed %s lines", got)
