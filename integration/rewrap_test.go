@@ -644,7 +644,7 @@ func TestStatus(t *testing.T) {
 	v.refused(t, 8, []string{"not mounted"}, "status", v.plain)
 	v.refused(t, 2, []string{"MOUNTPOINT"}, "status")
 	v.ok(t, "init", "--cmk", k.alibaba, "--cmk", k.huawei, v.cipher)
-	v.mount(t)
+	v.mountUnhurried(t, func() {})
 	f, err := os.Create(filepath.Join(v.plain, "file"))
 	must(t, err)
 	defer f.Close()
