@@ -101,7 +101,7 @@ func TestSyslog(t *testing.T) {
 	if want := "refused 1\n--log syslog: Unix syslog\nthere is no syslog\n"; !strings.HasPrefix(got, "refused 1\n--log syslog: ") || !strings.HasSuffix(got, "there is no syslog\n") {
 		t.Errorf("got %q, want about %q", got, want)
 	}
-	must(t, l.SetReadDeadline(time.Now().Add(30*time.Second)))
+	must(t, l.SetReadDeadline(time.Now().Add(time.Minute)))
 	var lines []string
 	for len(lines) == 0 || !strings.Contains(lines[len(lines)-1], "msg=unmounted") {
 		b := make([]byte, 8192)

@@ -198,7 +198,7 @@ func TestReadOnlyAndFullBacking(t *testing.T) {
 	v.ok(t, "key", "new", v.cmk)
 	must(t, os.Mkdir(v.cipher, 0o755))
 	shell(t, v.dir, `truncate -s 24M image; mkfs.ext4 -q image; dev=$(losetup --find --show image); mount $dev cipher; losetup --detach $dev`)
-	defer shell(t, v.dir, `for try in $(seq 100); do ! umount cipher 2>/dev/null || exit 0; sleep 0.1; done; umount cipher`) // the daemon is just ending
+	defer shell(t, v.dir, `for try in $(seq 600); do ! umount cipher 2>/dev/null || exit 0; sleep 0.1; done; umount cipher`) // the daemon is just ending
 	v.ok(t, "init", "--cmk", "local:"+v.cmk, v.cipher)
 	plain := v.mount(t)
 	got := shell(t, plain, `seq 1 100000 > old; sync old; sum=$(md5sum < old); dd if=/dev/zero of=fill bs=1M count=100 2>&1 | grep -o 'No space left' || true

@@ -61,7 +61,7 @@ func startService(t *testing.T, v *volume, environment map[string]string, extra 
 // told waits for what the service tells systemd.
 func (s *service) told(t *testing.T, want string) {
 	t.Helper()
-	must(t, s.notify.SetReadDeadline(time.Now().Add(30*time.Second)))
+	must(t, s.notify.SetReadDeadline(time.Now().Add(time.Minute)))
 	b := make([]byte, 4096)
 	n, err := s.notify.Read(b)
 	if err != nil || string(b[:n]) != want {
