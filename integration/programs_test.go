@@ -135,7 +135,7 @@ func TestRandomAccess(t *testing.T) {
 
 // attached is a line of shell that waits until every thread of a process is traced.
 func attached(pid string) string {
-	return `for i in $(seq 1200); do grep -L "TracerPid:	[1-9]" /proc/` + pid + `/task/*/status | grep -q . || break; sleep 0.05; done`
+	return `for i in $(seq 1200); do grep -L "TracerPid:	[1-9]" /proc/` + pid + `/task/*/status 2>/dev/null | grep -q . || break; sleep 0.05; done`
 }
 
 // traced returns what strace wrote about each thread; in one file, calls of several threads would interrupt each other's lines.
