@@ -13,11 +13,12 @@ var errOtherKey = errors.New("its data key changed meanwhile")
 
 // file changes the header of an open file, and reports whether it has one. path is where it was found; "" is for one that is open and may have no name.
 func (r *run) file(f *journal.File, path string) bool {
-	size, _ := f.Size()
-	if size == 0 || r.ctx.Err() != nil {
+	// Whoever is about to write its first bytes may have made the header before the volume's was changed: an operation under way is waited for.
+	first, err := f.Head(1)
+	if err == nil && len(first) == 0 || r.ctx.Err() != nil {
 		return false
 	}
-	err := r.rewrite(f)
+	err = r.rewrite(f)
 	for range 4 { // a file that is replaced all the time by one with another key is a straggler
 		if !errors.Is(err, errOtherKey) && !errors.Is(err, volume.ErrForgotten) {
 			break

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -344,5 +346,44 @@ func TestManyNames(t *testing.T) {
 	}
 	if got := p.listed("name7"); len(got) != 2 {
 		t.Errorf("the header lists %v", got)
+	}
+}
+
+// TestFirstBytesMeanwhile gives a file its first bytes while a rewrap passes it: with the header that was made before, it does not escape.
+func TestFirstBytesMeanwhile(t *testing.T) {
+	a, b := newCMK(t), newCMK(t)
+	p := newPlace(t, a)
+	fd, err := unix.Open(p.path("f"), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := p.j.Enter(fd, "f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Begin()
+	raw, _, err := p.v.NewFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := rewrap.Run(t.Context(), p.v, p.j, rewrap.Change{Add: []rewrap.CMK{b}, Trusted: []string{a.CMK(), b.CMK()}}, rewrap.Options{})
+		done <- err
+	}()
+	// It waits for the operation: at the file or, if it passes that by, in the end.
+	stacks := make([]byte, 1<<20)
+	for waits := false; !waits; time.Sleep(time.Millisecond) {
+		for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			waits = waits || strings.Contains(stack, "[sync.Mutex.Lock") && strings.Contains(stack, "/journal.(*")
+		}
+	}
+	_, err = f.WriteAt(append(raw, make([]byte, 600)...), 0)
+	f.End()
+	if err := errors.Join(err, f.Release(), <-done); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.listed("f"); !slices.Equal(got, []string{a.CMK(), b.CMK()}) {
+		t.Errorf("the file lists %v", got)
 	}
 }
