@@ -18,20 +18,14 @@ import (
 // compares errno and result of each; then the trees, then the trees after a remount. KMSFS_CALLS and KMSFS_CALLS_SEED choose others.
 func TestCallsLikeExt4(t *testing.T) {
 	calls, seed := number(t, "KMSFS_CALLS", 10_000), number(t, "KMSFS_CALLS_SEED", 1)
-	v := bareVolume(t)
-	disk, err := os.MkdirTemp("/var/tmp", "kmsfs-calls-")
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(disk) })
-	must(t, os.Mkdir(filepath.Join(disk, "ext4"), 0o755))
-	v.cipher = filepath.Join(disk, "cipher")
-	v.ok(t, "key", "new", v.cmk)
-	v.ok(t, "init", "--cmk", "local:"+v.cmk, v.cipher)
+	v := newVolume(t)
 	v.mount(t)
-	t.Cleanup(func() { v.umount(t) }) // before the directory goes
+	beside := filepath.Join(v.dir, "ext4")
+	must(t, os.Mkdir(beside, 0o755))
 
 	defer unix.Umask(unix.Umask(0o027))
 	rng := rand.New(rand.NewPCG(uint64(seed), 0))
-	sides := []*side{newSide(filepath.Join(disk, "ext4")), newSide(v.plain)}
+	sides := []*side{newSide(beside), newSide(v.plain)}
 	var history []string
 	for i := range calls {
 		text, call := randomCall(rng)

@@ -30,6 +30,13 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "kmsfs mounts from before:", left)
 			return 1
 		}
+		unix.Umask(0o022) // tests have modes of their own in mind
+		leave, err := onExt4()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer leave()
 		dir, err := os.MkdirTemp("", "kmsfs-test-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -55,6 +62,31 @@ func TestMain(m *testing.M) {
 		}
 		return code
 	}())
+}
+
+// onExt4 has temporary files on ext4 until leave is called. Tests compare with it, and need its long symbolic links, whatever the machine has there.
+func onExt4() (leave func(), err error) {
+	for _, dir := range []string{os.TempDir(), "/var/tmp"} {
+		var st unix.Statfs_t
+		if unix.Statfs(dir, &st) == nil && st.Type == unix.EXT4_SUPER_MAGIC {
+			return func() {}, os.Setenv("TMPDIR", dir)
+		}
+	}
+	dir, err := os.MkdirTemp("", "kmsfs-ext4-")
+	if err != nil {
+		return nil, err
+	}
+	script := exec.Command("sh", "-ec", "chmod 755 .; truncate -s 16G image; mkfs.ext4 -q -m 0 image; mkdir disk; mount -o loop image disk; chmod 1777 disk")
+	script.Dir = dir
+	if out, err := script.CombinedOutput(); err != nil {
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("no ext4 for temporary files: %w\n%s", err, out)
+	}
+	disk := filepath.Join(dir, "disk")
+	return func() {
+		_ = unix.Unmount(disk, unix.MNT_DETACH)
+		os.RemoveAll(dir)
+	}, os.Setenv("TMPDIR", disk)
 }
 
 // mounts lists the mounted volumes.

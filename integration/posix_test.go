@@ -94,9 +94,7 @@ func TestLikeExt4(t *testing.T) {
 	if len(rows) == 0 {
 		t.Fatal("no rows")
 	}
-	base, err := os.MkdirTemp("/var/tmp", "kmsfs-ext4-")
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(base) })
+	base := t.TempDir()
 	for mode, args := range map[string][]string{"SealedNames": nil, "PlaintextNames": {"--plaintext-names"}} {
 		v := newVolume(t, args...)
 		plain := v.mount(t)
