@@ -18,7 +18,9 @@ func (f *FS) at(n *node, fn func(d *dir, e names.Entry) error) error {
 // resolve is at for callers that hold renames.
 func (f *FS) resolve(n *node, fn func(d *dir, e names.Entry) error) error {
 	if n == f.nodes.root {
-		return fn(n.dir, names.Entry{Disk: "."})
+		d := f.dirs.cached(n)
+		defer f.dirs.release(d)
+		return fn(d, names.Entry{Disk: "."})
 	}
 	for {
 		where, ok := f.nodes.where(n)
@@ -66,7 +68,7 @@ func (f *FS) stat(n *node, st *unix.Stat_t) error {
 		if err := f.statEntry(d, e.Disk, st); err != nil {
 			return err
 		}
-		if inodeOf(st) != n.key {
+		if inodeOf(st) != n.key() {
 			return unix.ESTALE
 		}
 		return nil
@@ -75,7 +77,7 @@ func (f *FS) stat(n *node, st *unix.Stat_t) error {
 
 // statOpen is stat through the descriptor of an open file, which works when it has no name any more.
 func (f *FS) statOpen(n *node, st *unix.Stat_t) (ok bool, err error) {
-	if n.kind != unix.S_IFREG {
+	if n.kind != unix.DT_REG {
 		return false, nil
 	}
 	n.mu.Lock()
@@ -211,7 +213,7 @@ func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse
 	}
 	var sx unix.Statx_t
 	const mask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
-	st := unix.Stat_t{Ino: n.key.Ino, Dev: n.key.Dev}
+	st := unix.Stat_t{Ino: n.key().Ino, Dev: n.key().Dev}
 	sizes := func(fd int, name string, flags int) error {
 		return f.statWith(&st, func() error {
 			err := unix.Statx(fd, name, flags, mask, &sx)

@@ -29,8 +29,9 @@ type dir struct {
 
 // dirs caches open directories, the least recently used last.
 type dirs struct {
-	mu  sync.Mutex
-	lru list.List // of *dir; guarded by mu
+	mu   sync.Mutex
+	open map[*node]*dir // guarded by mu
+	lru  list.List      // of *dir, all of open but the root; guarded by mu
 }
 
 // openRoot makes the root node and holds its directory open for good.
@@ -43,9 +44,9 @@ func (f *FS) openRoot() error {
 	if err != nil {
 		return fmt.Errorf("open %s: %w", f.vol.Dir(), err)
 	}
-	root := &node{key: inodeOf(&st), kind: unix.S_IFDIR}
-	root.dir = &dir{node: root, fd: fd, id: f.vol.Header().FileID, refs: 1}
+	root := newNode(&st)
 	f.nodes.init(root)
+	f.dirs.open = map[*node]*dir{root: {node: root, fd: fd, id: f.vol.Header().FileID, refs: 1}}
 	return nil
 }
 
@@ -54,7 +55,7 @@ func (f *FS) dir(n *node) (*dir, error) {
 	if n == nil {
 		return nil, unix.ESTALE
 	}
-	if n.kind != unix.S_IFDIR {
+	if n.kind != unix.DT_DIR {
 		return nil, unix.ENOTDIR
 	}
 	if d := f.dirs.cached(n); d != nil {
@@ -91,7 +92,7 @@ func (f *FS) openDir(parent int, disk string, n *node) (*dir, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	if inodeOf(&st) != n.key {
+	if inodeOf(&st) != n.key() {
 		unix.Close(fd)
 		return nil, unix.ESTALE // another directory was put in its place
 	}
@@ -176,7 +177,7 @@ func (f *FS) entry(d *dir, name string) (names.Entry, error) {
 func (c *dirs) cached(n *node) *dir {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	d := n.dir
+	d := c.open[n]
 	if d == nil {
 		return nil
 	}
@@ -191,13 +192,13 @@ func (c *dirs) cached(n *node) *dir {
 func (c *dirs) add(d *dir) *dir {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if have := d.node.dir; have != nil {
+	if have := c.open[d.node]; have != nil {
 		unix.Close(d.fd)
 		have.refs++
 		return have
 	}
 	d.refs = 1
-	d.node.dir = d
+	c.open[d.node] = d
 	d.elem = c.lru.PushFront(d)
 	for e := c.lru.Back(); e != nil && c.lru.Len() > maxDirs; {
 		old := e.Value.(*dir)
@@ -216,7 +217,7 @@ func (c *dirs) dropLocked(d *dir) {
 	}
 	c.lru.Remove(d.elem)
 	d.elem = nil
-	d.node.dir = nil
+	delete(c.open, d.node)
 	if d.refs == 0 {
 		unix.Close(d.fd)
 	}
@@ -236,8 +237,8 @@ func (c *dirs) release(d *dir) {
 func (c *dirs) remove(n *node) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if n.dir != nil {
-		c.dropLocked(n.dir)
+	if d := c.open[n]; d != nil {
+		c.dropLocked(d)
 	}
 }
 

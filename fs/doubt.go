@@ -70,7 +70,7 @@ func readAll(data *blockcrypt.File) error {
 
 // examineEntry settles the doubt about the entry of a file that is looked up. renames is held.
 func (f *FS) examineEntry(n *node, d *dir, disk string) {
-	if n.kind != unix.S_IFREG || !f.journal.Doubts() {
+	if n.kind != unix.DT_REG || !f.journal.Doubts() {
 		return
 	}
 	if size, err := unix.Lgetxattr(procPath(d.fd, disk), journal.MarkName, nil); err != nil || size == 0 {

@@ -11,7 +11,7 @@ import (
 func (s *Server) Stop() {
 	s.fs.stopped.Store(true)
 	s.fs.nodes.each(func(n *node) {
-		if n.kind == unix.S_IFREG {
+		if n.kind == unix.DT_REG {
 			_ = s.fs.kernel.Invalidate(n.id, 0, 0) // it may have been forgotten meanwhile
 		}
 	})

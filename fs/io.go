@@ -102,7 +102,7 @@ func (f *FS) killPrivileges(n *node, setID bool) error {
 		if x, ok := f.names.XattrName(capabilityName); ok {
 			err := unix.Fremovexattr(o.fd, x.Disk)
 			if err == nil {
-				f.journal.Changed(n.key)
+				f.journal.Changed(n.key())
 			} else if err != unix.ENODATA && err != unix.EOPNOTSUPP && err != unix.EPERM {
 				return err
 			}
@@ -117,7 +117,7 @@ func (f *FS) killPrivileges(n *node, setID bool) error {
 		return err
 	}
 	if mode := withoutSetID(st.Mode); mode != st.Mode&07777 {
-		defer f.journal.Changed(n.key)
+		defer f.journal.Changed(n.key())
 		return unix.Fchmod(o.fd, mode)
 	}
 	return nil

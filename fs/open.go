@@ -215,7 +215,7 @@ func (f *FS) using(cancel <-chan struct{}, n *node, write bool, fn func(o *openF
 //
 // A file is opened for writing whenever possible, so that a later writer can share the descriptor.
 func (f *FS) openNode(open opener, n *node, write bool) (*openFile, error) {
-	if n.kind != unix.S_IFREG {
+	if n.kind != unix.DT_REG {
 		return nil, unix.EINVAL
 	}
 	var fd int
@@ -257,14 +257,14 @@ func refused(err error) bool {
 func (f *FS) newOpen(open opener, n *node, fd int, writable bool) (*openFile, error) {
 	var st unix.Stat_t
 	err := unix.Fstat(fd, &st)
-	if err == nil && (inodeOf(&st) != n.key || st.Mode&unix.S_IFMT != unix.S_IFREG) {
+	if err == nil && (inodeOf(&st) != n.key() || st.Mode&unix.S_IFMT != unix.S_IFREG) {
 		err = unix.ESTALE // another file was put in its place
 	}
 	if err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
-	file, err := f.journal.Open(fd, n.key, writable, func() string { return f.diskPath(n) })
+	file, err := f.journal.Open(fd, n.key(), writable, func() string { return f.diskPath(n) })
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 			f.dropSideLinks(d, e)
 			return err
 		}
-		f.journal.Changed(n.key)
+		f.journal.Changed(n.key())
 		f.journal.Moved(d.fd, e.Disk)
 		err := f.found(d, e, name, out)
 		if err != nil {
@@ -90,7 +90,7 @@ func (f *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Stat
 func (f *FS) unlinked(n *node, at link, last bool) {
 	f.nodes.unlinked(n, at, last)
 	if last {
-		f.journal.Unlinked(n.key)
+		f.journal.Unlinked(n.key())
 	} else {
 		f.journal.Renamed()
 	}
@@ -113,7 +113,7 @@ func (f *FS) removing(d *dir, disk string, remove func(st *unix.Stat_t) error) (
 	if err := f.statEntry(d, disk, &st); err != nil {
 		return nil, false, err
 	}
-	last = st.Nlink == 1 || n.kind == unix.S_IFDIR
+	last = st.Nlink == 1 || n.kind == unix.DT_DIR
 	err = remove(&st)
 	if err == nil && last && n.open == nil {
 		f.nodes.remember(n, &st)

@@ -96,7 +96,7 @@ func (f *FS) rename(from, to place, flags uint) error {
 			f.nodes.moved(other, to.link, from.link)
 		}
 	} else if replaces && gone != nil {
-		if gone.kind == unix.S_IFDIR {
+		if gone.kind == unix.DT_DIR {
 			f.dirs.remove(gone)
 			f.listings.drop(gone)
 			f.nodes.remember(gone, &target)

@@ -16,7 +16,7 @@ func (f *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrO
 		return fuse.Status(unix.ESTALE)
 	}
 	err := f.setattr(cancel, n, in)
-	f.journal.Changed(n.key)
+	f.journal.Changed(n.key())
 	if err != nil {
 		return f.fail(n, "change", err)
 	}
@@ -89,7 +89,7 @@ func (f *FS) setTimes(n *node, in *fuse.SetAttrIn) error {
 		return nil
 	}
 	return f.on(n, func(fd int, disk string, flags int) error {
-		return f.journal.Times(n.key, func() error {
+		return f.journal.Times(n.key(), func() error {
 			if disk == "" {
 				return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd, ""), times, 0)
 			}
@@ -110,7 +110,7 @@ func (f *FS) on(n *node, fn func(fd int, disk string, flags int) error) error {
 
 // dropCapability removes the file capabilities of n, as a change of owner does.
 func (f *FS) dropCapability(n *node) error {
-	if n.kind != unix.S_IFREG || n.bare() {
+	if n.kind != unix.DT_REG || n.bare() {
 		return nil
 	}
 	x, ok := f.names.XattrName(capabilityName)

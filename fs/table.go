@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -20,60 +21,69 @@ type link struct {
 	name   string // plaintext
 }
 
-// A node is an inode that the kernel knows, or an ancestor of one.
+// A node is an inode that the kernel knows, or an ancestor of one. There may be millions, nearly all of them idle: what few nodes have is kept elsewhere.
 type node struct {
 	id   uint64 // what the kernel calls it
-	key  inode
-	kind uint32 // S_IFMT bits
+	ino  uint64
+	dev  uint32 // the kernel's device numbers have 32 bits
+	kind uint8  // unix.DT_REG and so on
+
+	gone bool // the last name was removed; guarded by table.mu
+
+	attrs     uint8 // whether it has extended attributes, see lookForAttrs; guarded by mu
+	prefilled bool  // the kernel was given the content, see FS.prefill; guarded by mu
 
 	// Guarded by table.mu.
-	lookups  uint64 // the kernel's references
-	children int    // links that have this node for a parent
-	link     link   // a name of the node; no parent: none known
-	more     []link // further names of a hard-linked file
-	gone     bool   // the last name was removed, or there never was one
+	refs uint64 // the kernel's references, and the links that have this node for a parent; none: the table does not know the node any more
+	link link   // a name of the node; no parent: none known
+	next *node  // see index
 
-	removed *unix.Stat_t // attributes of what was removed and is not open, for those who still have a path to it
-
-	mu    sync.Mutex
-	open  *openFile // guarded by mu; nil while the file is not open
-	attrs uint8     // whether it has extended attributes, see lookForAttrs; guarded by mu
-
-	prefilled bool // the kernel was given the content, see FS.prefill; guarded by mu
-
-	dir *dir // guarded by dirs.mu; nil while the directory is not held open
+	mu   sync.Mutex
+	open *openFile // guarded by mu; nil while the file is not open
 }
+
+func newNode(st *unix.Stat_t) *node {
+	return &node{ino: st.Ino, dev: uint32(st.Dev), kind: kindOf(st)}
+}
+
+func kindOf(st *unix.Stat_t) uint8 { return uint8(st.Mode & unix.S_IFMT >> 12) }
+
+// key names the inode of n.
+func (n *node) key() inode { return inode{Dev: uint64(n.dev), Ino: n.ino} }
 
 // table holds the nodes. The kernel's number of a node is never used again, so a generation is not needed.
 type table struct {
-	mu     sync.Mutex
-	nextID uint64
-	byID   map[uint64]*node // guarded by mu
-	byKey  map[inode]*node  // guarded by mu; without the nodes that are gone
-	root   *node
+	root *node
+
+	mu    sync.Mutex
+	known index // guarded by mu; all nodes but the root
+
+	// What few nodes have, guarded by mu.
+	more    map[*node][]link       // further names of hard-linked files
+	removed map[*node]*unix.Stat_t // attributes of what was removed and is not open, for those who still have a path to it
 }
 
 func (t *table) init(root *node) {
+	root.id, root.refs = fuse.FUSE_ROOT_ID, 1
 	t.root = root
-	root.id = fuse.FUSE_ROOT_ID
-	root.lookups = 1
-	t.nextID = fuse.FUSE_ROOT_ID
-	t.byID = map[uint64]*node{root.id: root}
-	t.byKey = map[inode]*node{root.key: root}
+	t.known = newIndex()
 }
 
 // get returns the node that the kernel calls id, nil if there is none.
 func (t *table) get(id uint64) *node {
+	if id == fuse.FUSE_ROOT_ID {
+		return t.root
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byID[id]
+	return t.known.get(id)
 }
 
 // find returns the node of an inode, nil if the kernel does not know it.
 func (t *table) find(key inode) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byKey[key]
+	return t.known.find(key)
 }
 
 // look returns the node of an inode found under a name, after noting the name and one more reference of the kernel's. An empty
@@ -81,20 +91,16 @@ func (t *table) find(key inode) *node {
 func (t *table) look(st *unix.Stat_t, at link) *node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	key := inodeOf(st)
-	n := t.byKey[key]
-	if n != nil && n.kind != st.Mode&unix.S_IFMT {
+	n := t.known.find(inodeOf(st))
+	if n != nil && n.kind != kindOf(st) {
 		// The inode number was used again behind our back.
-		delete(t.byKey, key)
 		n.gone, n = true, nil
 	}
 	if n == nil {
-		t.nextID++
-		n = &node{id: t.nextID, key: key, kind: st.Mode & unix.S_IFMT}
-		t.byID[n.id] = n
-		t.byKey[key] = n
+		n = newNode(st)
+		t.known.add(n)
 	}
-	n.lookups++
+	n.refs++
 	if at.parent != nil {
 		t.addLink(n, at)
 	}
@@ -103,53 +109,43 @@ func (t *table) look(st *unix.Stat_t, at link) *node {
 
 // addLink notes a name of n. t.mu is held.
 func (t *table) addLink(n *node, at link) {
-	if n.link == at {
+	if n.refs == 0 || n.link == at || slices.Contains(t.more[n], at) {
 		return
 	}
-	for _, l := range n.more {
-		if l == at {
-			return
-		}
-	}
-	at.parent.children++
+	at.parent.refs++
 	switch {
 	case n.link.parent == nil:
 		n.link = at
-	case n.kind == unix.S_IFDIR:
+	case n.kind == unix.DT_DIR:
 		// A directory has one name; the old one is stale.
 		t.unlinkLocked(n, n.link)
 		n.link = at
 	default:
-		n.more = append(n.more, at)
+		put(&t.more, n, append(t.more[n], at))
 	}
 	n.gone = false
+	drop(&t.removed, n)
 }
 
 // unlinkLocked forgets a name of n. t.mu is held.
 func (t *table) unlinkLocked(n *node, at link) {
+	more := t.more[n]
+	last := len(more) - 1
+	i := slices.Index(more, at)
 	switch {
-	case n.link == at:
+	case n.link == at && last < 0:
 		n.link = link{}
-		if last := len(n.more) - 1; last >= 0 {
-			n.link, n.more = n.more[last], n.more[:last]
-		}
-	default:
-		i := -1
-		for j, l := range n.more {
-			if l == at {
-				i = j
-			}
-		}
-		if i < 0 {
-			return
-		}
-		n.more = append(n.more[:i], n.more[i+1:]...)
+	case n.link == at:
+		n.link, i = more[last], last
+	case i < 0:
+		return
 	}
-	if len(n.more) == 0 {
-		n.more = nil
+	if last > 0 {
+		put(&t.more, n, slices.Delete(more, i, i+1))
+	} else if last == 0 {
+		drop(&t.more, n)
 	}
-	at.parent.children--
-	t.drop(at.parent)
+	t.release(at.parent, 1)
 }
 
 // unlinked notes that a name of n is no more; last says that it was the inode's last one.
@@ -159,9 +155,6 @@ func (t *table) unlinked(n *node, at link, last bool) {
 	t.unlinkLocked(n, at)
 	if last {
 		n.gone = true
-		if t.byKey[n.key] == n {
-			delete(t.byKey, n.key)
-		}
 	}
 }
 
@@ -169,24 +162,27 @@ func (t *table) unlinked(n *node, at link, last bool) {
 func (t *table) remember(n *node, st *unix.Stat_t) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if n.refs == 0 {
+		return
+	}
 	kept := *st
 	kept.Nlink = 0
-	n.removed = &kept
+	put(&t.removed, n, &kept)
 }
 
 // remembered returns what remember kept, nil if n has a name.
 func (t *table) remembered(n *node) *unix.Stat_t {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return n.removed
+	return t.removed[n]
 }
 
 // revive makes a file without a name, which has just got one, known by its inode again.
 func (t *table) revive(n *node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n.gone, n.removed = false, nil
-	t.byKey[n.key] = n
+	n.gone = false
+	drop(&t.removed, n)
 }
 
 // nameless reports whether n has lost its last name, or never had one.
@@ -215,40 +211,45 @@ func (t *table) where(n *node) (at link, ok bool) {
 func (t *table) forget(id, lookups uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.byID[id]
-	if n == nil {
-		return
+	if n := t.known.get(id); n != nil {
+		t.release(n, lookups)
 	}
-	n.lookups -= min(lookups, n.lookups)
-	t.drop(n)
 }
 
-// drop removes n from the table if nothing refers to it, and then its parents likewise. t.mu is held.
-func (t *table) drop(n *node) {
-	if n.lookups > 0 || n.children > 0 || n == t.root {
+// release takes back references to n. With the last, n is forgotten, and then what nothing else refers to above it. t.mu is held.
+func (t *table) release(n *node, refs uint64) {
+	if n.refs -= min(refs, n.refs); n.refs > 0 {
 		return
 	}
-	if t.byID[n.id] != n {
-		return
-	}
-	delete(t.byID, n.id)
-	if t.byKey[n.key] == n {
-		delete(t.byKey, n.key)
-	}
+	t.known.remove(n)
+	drop(&t.removed, n)
 	for n.link.parent != nil {
 		t.unlinkLocked(n, n.link)
 	}
 }
 
-// each calls fn for every node.
+// each calls fn for every node but the root.
 func (t *table) each(fn func(*node)) {
 	t.mu.Lock()
-	all := make([]*node, 0, len(t.byID))
-	for _, n := range t.byID {
-		all = append(all, n)
-	}
+	all := slices.Collect(t.known.all())
 	t.mu.Unlock()
 	for _, n := range all {
 		fn(n)
+	}
+}
+
+// put sets what few nodes have.
+func put[V any](m *map[*node]V, n *node, v V) {
+	if *m == nil {
+		*m = map[*node]V{}
+	}
+	(*m)[n] = v
+}
+
+// drop takes it from n. A map does not shrink, so that of the last one is given up.
+func drop[V any](m *map[*node]V, n *node) {
+	delete(*m, n)
+	if len(*m) == 0 {
+		*m = nil
 	}
 }

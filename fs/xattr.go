@@ -59,7 +59,7 @@ func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 			if err := unix.Fstatat(d.fd, e.Disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 				return err
 			}
-			if inodeOf(&st) != n.key {
+			if inodeOf(&st) != n.key() {
 				return unix.ENOENT
 			}
 		}
@@ -76,7 +76,7 @@ func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 // changeXattrs is xattrs for a change.
 func (f *FS) changeXattrs(n *node, fn func(x xattrCalls) error) error {
 	return f.xattrs(n, func(c xattrCalls) error {
-		defer f.journal.Changed(n.key)
+		defer f.journal.Changed(n.key())
 		n.attrs = attrsSome
 		return fn(c)
 	})
