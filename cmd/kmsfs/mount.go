@@ -175,6 +175,7 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 			return err
 		}
 	}
+	boundGarbage()
 	srv, err := fs.Mount(job.mountpoint, fs.Config{
 		Volume:          v,
 		AllowOther:      job.opts.allowOther,
