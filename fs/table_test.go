@@ -30,37 +30,108 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// A million idle inodes take a million times this many bytes of the heap, whatever their number is: the table grows by steps that do not show.
+// An idle inode takes little of the heap, whatever their number: the table grows by steps that do not show. What is forgotten takes nothing.
 func TestIdleNodesAreLean(t *testing.T) {
-	const most = 125 // with names of 20 bytes
+	const most = 125 // bytes, with a name of 20
 	table := newTable()
 	before := heap()
 	n := 0
 	for _, until := range []int{50_000, 70_000, 100_000, 140_000} {
 		for ; n < until; n++ {
-			table.look(file(uint64(1000+n)), link{table.root, fmt.Sprintf("name of 20 bytes %03d", n%1000)})
+			table.look(file(uint64(1000+n)), link{table.root, fmt.Sprintf("a name such as %05d", n%100_000)})
 		}
 		each := float64(heap()-before) / float64(n)
 		t.Logf("%d nodes: %.1f bytes each", n, each)
 		if each > most {
-			t.Errorf("an idle node of %d takes %.1f bytes, more than %d", n, each, most)
+			t.Errorf("each of %d idle nodes takes %.1f bytes, more than %d", n, each, most)
 		}
 	}
-	ids := ids(table)
-	runtime.KeepAlive(&ids)
-	for _, id := range ids {
-		table.forget(id, 1)
-	}
-	ids = nil
+	table.each(func(n *node) { table.forget(n.id, 1) })
 	if left := int64(heap()) - int64(before); left > 100_000 {
 		t.Errorf("%d bytes are left of %d nodes that were forgotten", left, n)
 	}
 	runtime.KeepAlive(table)
 }
 
-func ids(t *table) (ids []uint64) {
-	t.each(func(n *node) { ids = append(ids, n.id) })
-	return ids
+// A hard-linked file goes by any of its names, and what was removed by none.
+func TestNamesOfANode(t *testing.T) {
+	table := newTable()
+	dir := table.look(directory(3), link{table.root, "dir"})
+	a, b, c := link{table.root, "a"}, link{dir, "b"}, link{table.root, "c"}
+	n := table.look(file(4), a)
+	for _, at := range []link{b, c, b, a} {
+		if table.look(file(4), at) != n {
+			t.Fatalf("found by the name %s: another node", at.name)
+		}
+	}
+	want := func(at link) {
+		t.Helper()
+		if got, ok := table.where(n); got != at || ok != (at.parent != nil) {
+			t.Fatalf("the name is %q (%v), want %q", got.name, ok, at.name)
+		}
+	}
+	want(a)
+	table.unlinked(n, a, false)
+	want(c)
+	table.unlinked(n, link{table.root, "never"}, false)
+	want(c)
+	table.moved(n, c, a)
+	want(b)
+	table.unlinked(n, b, false)
+	want(a)
+	table.unlinked(n, a, true)
+	table.remember(n, file(4))
+	want(link{})
+	if table.remembered(n) == nil || table.find(n.key()) != nil || table.get(n.id) != n {
+		t.Fatal("what was removed is found by its inode, or not by its number")
+	}
+	table.revive(n)
+	if table.look(file(4), a) != n || table.remembered(n) != nil {
+		t.Fatal("what has a name again is not found by its inode, or its attributes are those of what was removed")
+	}
+	if table.look(directory(4), b) == n {
+		t.Fatal("a directory has the inode number of a file that is no more, and its node")
+	}
+}
+
+// The attributes of a file that lost the one name that was known are not remembered when it is found by another.
+func TestFoundByAnotherName(t *testing.T) {
+	table := newTable()
+	n := table.look(file(3), link{table.root, "a"})
+	table.unlinked(n, link{table.root, "a"}, false)
+	table.remember(n, file(3))
+	if table.look(file(3), link{table.root, "b"}) != n || table.remembered(n) != nil {
+		t.Fatal("the file has the attributes of what was removed")
+	}
+}
+
+// Nodes are kept while the kernel or a node below refers to them, and then leave nothing behind, whatever still happens to them.
+func TestForgottenNodes(t *testing.T) {
+	table := newTable()
+	dir := table.look(directory(3), link{table.root, "dir"})
+	sub := table.look(directory(4), link{dir, "sub"})
+	n := table.look(file(5), link{sub, "a"})
+	table.look(file(5), link{dir, "b"})
+	table.forget(dir.id, 1)
+	table.forget(sub.id, 1)
+	table.forget(n.id, 1)
+	for _, known := range []*node{dir, sub, n} {
+		if table.get(known.id) != known || table.find(known.key()) != known {
+			t.Fatal("a node is forgotten while it is in use")
+		}
+	}
+	table.forget(n.id, 1)
+	table.forget(n.id, 1)
+	table.remember(n, file(5))
+	table.moved(n, link{sub, "a"}, link{table.root, "c"})
+	for _, gone := range []*node{dir, sub, n} {
+		if table.get(gone.id) != nil || table.find(gone.key()) != nil {
+			t.Fatal("a node is not forgotten")
+		}
+	}
+	if table.root.refs != 1 || len(table.known.lists) != 1 || table.more != nil || table.removed != nil {
+		t.Fatalf("what is left: %+v", table)
+	}
 }
 
 // Nodes are found by number and by inode as in two maps, while the index grows and shrinks at random.
