@@ -4,11 +4,15 @@ import (
 	"hash/maphash"
 	"iter"
 	"math/bits"
+	"runtime/debug"
 	"slices"
 )
 
 // hashBits is how much of a node's number is the hash of its inode. What is left to the sequence number lasts for 10^12 nodes; the hash, for lists that stay short, for 16 million at a time.
 const hashBits = 24
+
+// manyNodes is for how many nodes there must have been room, three quarters of it empty now, for memory to be given back at once: about 7 MB.
+const manyNodes = 1 << 16
 
 // An index finds nodes by the kernel's numbers and by their inodes. One table serves both, because the number that it gives a node ends with the hash of the inode.
 //
@@ -92,8 +96,11 @@ func (x *index) remove(n *node) {
 	x.lists[last] = nil
 	x.lists = x.lists[:last]
 	x.putAll(rest)
-	if cap(x.lists) > 4*len(x.lists) {
+	if room := cap(x.lists); room > 4*len(x.lists) {
 		x.lists = slices.Clone(x.lists)
+		if room >= manyNodes {
+			go debug.FreeOSMemory() // which an idle process would do, by and by, after some minutes
+		}
 	}
 }
 
