@@ -12,8 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-
-	"github.com/tink-crypto/tink-go/v2/daead/subtle"
 )
 
 // Names of a directory's own links, docs/format.md section 7.
@@ -26,7 +24,6 @@ const (
 	copyPrefix = "kmsfs.copy."
 
 	maxName = 255 // bytes, plaintext or stored
-	sivSize = 16
 )
 
 // Errors that callers branch on.
@@ -46,7 +43,7 @@ type Keys struct {
 }
 
 // A hidden is one key: no verb of fmt looks into a function.
-type hidden func() *subtle.AESSIV
+type hidden func() *siv
 
 // New derives the keys from a volume's data key and ID, docs/format.md section 4.4.
 func New(dek []byte, volumeID [16]byte) (*Keys, error) {
@@ -57,35 +54,32 @@ func New(dek []byte, volumeID [16]byte) (*Keys, error) {
 	k := new(Keys)
 	for _, key := range []struct {
 		use string
-		siv *hidden
+		key *hidden
 	}{{"names", &k.names}, {"links", &k.links}, {"xattrs", &k.xattrs}, {"directories", &k.directories}} {
-		b, err := hkdf.Expand(sha256.New, prk, "kmsfs v1 "+key.use, subtle.AESSIVKeySize)
+		b, err := hkdf.Expand(sha256.New, prk, "kmsfs v1 "+key.use, sivKeySize)
 		if err != nil {
 			return nil, err
 		}
-		siv, err := subtle.NewAESSIV(b)
+		s, err := newSIV(b)
 		if err != nil {
 			return nil, err
 		}
-		*key.siv = func() *subtle.AESSIV { return siv }
+		*key.key = func() *siv { return s }
 	}
 	return k, nil
 }
 
-func seal(siv hidden, plain, ad []byte) []byte {
-	sealed, err := siv().EncryptDeterministically(plain, ad)
-	if err != nil {
-		panic("names: internal error: " + err.Error()) // only for absurd lengths
+// decode is the inverse of [base64.Encoding.EncodeToString]; a second spelling of the same bytes is refused.
+func decode(dst []byte, s string) ([]byte, error) {
+	// Line breaks are what even a strict decoder skips.
+	if strings.IndexByte(s, '\n') >= 0 || strings.IndexByte(s, '\r') >= 0 {
+		return nil, ErrAuth
 	}
-	return sealed
-}
-
-func open(siv hidden, sealed, ad []byte) ([]byte, error) {
-	plain, err := siv().DecryptDeterministically(sealed, ad)
+	b, err := strict.AppendDecode(dst, []byte(s))
 	if err != nil {
 		return nil, ErrAuth
 	}
-	return plain, nil
+	return b, nil
 }
 
 // An Entry is how a name is stored.
@@ -100,8 +94,10 @@ func (k *Keys) Name(dir [16]byte, plain string) (Entry, error) {
 	if len(plain) > maxName {
 		return Entry{}, ErrTooLong
 	}
-	c := seal(k.names, []byte(plain), dir[:])
-	sealed := strict.EncodeToString(c)
+	var buf [maxName + block]byte
+	var text [2 * maxName]byte
+	c := k.names().seal(buf[:0], []byte(plain), dir[:])
+	sealed := string(strict.AppendEncode(text[:0], c))
 	if len(sealed) <= maxName {
 		return Entry{Disk: sealed}, nil
 	}
@@ -110,32 +106,37 @@ func (k *Keys) Name(dir [16]byte, plain string) (Entry, error) {
 
 // Open opens a stored name that [IsLong] does not hold for.
 func (k *Keys) Open(dir [16]byte, disk string) (string, error) {
-	c, err := strict.DecodeString(disk)
-	if err != nil || len(disk) > maxName || strings.ContainsAny(disk, "\r\n") {
+	var buf [maxName]byte
+	if len(disk) > maxName {
 		return "", ErrAuth
+	}
+	c, err := decode(buf[:0], disk)
+	if err != nil {
+		return "", err
 	}
 	return k.openName(dir, c)
 }
 
 // OpenLong opens a stored name that [IsLong] holds for, given the target of one of its side links.
 func (k *Keys) OpenLong(dir [16]byte, disk, sealed string) (string, error) {
-	c, err := strict.DecodeString(sealed)
-	if err != nil || strings.ContainsAny(sealed, "\r\n") || longPrefix+digest(c) != disk {
+	c, err := decode(nil, sealed)
+	if err != nil || longPrefix+digest(c) != disk {
 		return "", ErrAuth
 	}
 	return k.openName(dir, c)
 }
 
 func (k *Keys) openName(dir [16]byte, c []byte) (string, error) {
-	if len(c) <= sivSize {
+	if len(c) <= block || len(c) > block+maxName {
 		return "", ErrAuth
 	}
-	plain, err := open(k.names, c, dir[:])
+	var buf [maxName]byte
+	plain, err := k.names().open(buf[:0], c, dir[:])
 	if err != nil {
 		return "", err
 	}
 	name := string(plain)
-	if len(name) > maxName || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+	if name == "." || name == ".." || strings.IndexByte(name, '/') >= 0 || strings.IndexByte(name, 0) >= 0 {
 		return "", ErrAuth
 	}
 	return name, nil
@@ -169,16 +170,16 @@ func NewDirID() [16]byte {
 
 // SealDirID returns the target of a directory's ID links.
 func (k *Keys) SealDirID(id [16]byte) string {
-	return strict.EncodeToString(seal(k.directories, id[:], nil))
+	return strict.EncodeToString(k.directories().seal(nil, id[:], nil))
 }
 
 // OpenDirID is the inverse of SealDirID.
 func (k *Keys) OpenDirID(target string) ([16]byte, error) {
-	c, err := strict.DecodeString(target)
-	if err != nil || strings.ContainsAny(target, "\r\n") {
-		return [16]byte{}, fmt.Errorf("directory ID: %w", ErrAuth)
+	c, err := decode(nil, target)
+	if err != nil {
+		return [16]byte{}, fmt.Errorf("directory ID: %w", err)
 	}
-	id, err := open(k.directories, c, nil)
+	id, err := k.directories().open(nil, c, nil)
 	if err != nil || len(id) != 16 {
 		return [16]byte{}, fmt.Errorf("directory ID: %w", ErrAuth)
 	}

@@ -242,6 +242,19 @@ func BenchmarkName(b *testing.B) {
 	}
 }
 
+func BenchmarkOpen(b *testing.B) {
+	k := keys(b)
+	e, err := k.Name([16]byte{}, "a-usual-name.go")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := k.Open([16]byte{}, e.Disk); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // TestIsXattr has attributes that are not entries of ours, such as the mark that a writer puts on files whose first bytes are not durable yet.
 func TestIsXattr(t *testing.T) {
 	for name, want := range map[string]bool{

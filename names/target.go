@@ -7,7 +7,7 @@ import (
 
 const (
 	// TargetOverhead is how many bytes longer a sealed target or attribute value is: a random number and the synthetic IV.
-	TargetOverhead = randomSize + sivSize
+	TargetOverhead = randomSize + block
 
 	randomSize       = 16
 	maxLink          = 4095 // bytes of a symbolic link's target
@@ -35,9 +35,9 @@ func (k *Keys) SealTarget(target string) Target {
 
 // OpenTarget opens a stored target in the short form.
 func (k *Keys) OpenTarget(disk string) (string, error) {
-	blob, err := strict.DecodeString(disk)
-	if err != nil || strings.ContainsAny(disk, "\r\n") {
-		return "", ErrAuth
+	blob, err := decode(nil, disk)
+	if err != nil {
+		return "", err
 	}
 	return k.OpenLongTarget(blob)
 }

@@ -34,7 +34,7 @@ func (k *Keys) XattrName(full string) (x Xattr, ok bool) {
 	if strings.HasPrefix(full, "user.") {
 		prefix = userPrefix
 	}
-	e := strict.EncodeToString(seal(k.xattrs, []byte(full), []byte("name")))
+	e := strict.EncodeToString(k.xattrs().seal(nil, []byte(full), []byte("name")))
 	x = Xattr{Disk: prefix + e, full: full}
 	if len(x.Disk) > maxName {
 		x.Disk, x.hashed = prefix+hashMark+digest([]byte(e)), true
@@ -69,11 +69,11 @@ func (k *Keys) OpenXattrName(disk string, value []byte) (string, error) {
 		}
 		full = string(b[1 : 1+int(b[0])])
 	} else {
-		c, err := strict.DecodeString(rest)
+		c, err := decode(nil, rest)
 		if err != nil {
-			return "", ErrAuth
+			return "", err
 		}
-		b, err := open(k.xattrs, c, []byte("name"))
+		b, err := k.xattrs().open(nil, c, []byte("name"))
 		if err != nil {
 			return "", err
 		}
@@ -111,18 +111,18 @@ func (k *Keys) OpenXattr(x Xattr, sealed []byte) ([]byte, error) {
 }
 
 // sealRandom returns r ‖ SIV(before ‖ r ‖ after, plain) with a random r, so that equal values look different.
-func sealRandom(siv hidden, before, after, plain []byte) []byte {
+func sealRandom(key hidden, before, after, plain []byte) []byte {
 	r := make([]byte, randomSize, TargetOverhead+len(plain))
 	rand.Read(r)
-	return append(r, seal(siv, plain, randomAD(before, r, after))...)
+	return key().seal(r, plain, randomAD(before, r, after))
 }
 
-func openRandom(siv hidden, before, after, sealed []byte) ([]byte, error) {
+func openRandom(key hidden, before, after, sealed []byte) ([]byte, error) {
 	if len(sealed) < TargetOverhead {
 		return nil, ErrAuth
 	}
 	r := sealed[:randomSize]
-	return open(siv, sealed[randomSize:], randomAD(before, r, after))
+	return key().open(nil, sealed[randomSize:], randomAD(before, r, after))
 }
 
 func randomAD(before, r, after []byte) []byte {

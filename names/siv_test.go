@@ -1,0 +1,118 @@
+package names
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/tink-crypto/tink-go/v2/daead/subtle"
+)
+
+func unhex(t *testing.T, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestSIVOfRFC has the vector of RFC 5297, appendix A.1, whose keys are of 128 bits.
+func TestSIVOfRFC(t *testing.T) {
+	s, err := newSIV(unhex(t, "fffefdfcfbfaf9f8f7f6f5f4f3f2f1f0f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ad, plain := unhex(t, "101112131415161718191a1b1c1d1e1f2021222324252627"), unhex(t, "112233445566778899aabbccddee")
+	want := unhex(t, "85632d07c6e8f37f950acd320a2ecc9340c02b9690c4dc04daef7f6afe5c")
+	if got := s.seal(nil, plain, ad); !bytes.Equal(got, want) {
+		t.Errorf("sealed: %x", got)
+	}
+	if got, err := s.open(nil, want, ad); err != nil || !bytes.Equal(got, plain) {
+		t.Errorf("opened: %x, %v", got, err)
+	}
+}
+
+// TestSIVLikeTink compares with another implementation.
+func TestSIVLikeTink(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{1})
+	bytesOf := func(n int) []byte {
+		b := make([]byte, n)
+		random.Read(b)
+		return b
+	}
+	for range 2 {
+		key := bytesOf(sivKeySize)
+		s, err := newSIV(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := subtle.NewAESSIV(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n < 5*block+2; n++ {
+			for _, m := range []int{0, 1, block - 1, block, block + 1, 2 * block, 2*block + 1, 300} {
+				for _, size := range []int{n, n * 100} {
+					plain, ad := bytesOf(size), bytesOf(m)
+					kept := bytes.Clone(plain)
+					want, err := other.EncryptDeterministically(plain, ad)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got := s.seal([]byte("before"), plain, ad)
+					if !bytes.Equal(got, append([]byte("before"), want...)) || !bytes.Equal(plain, kept) {
+						t.Fatalf("%d bytes with %d: sealed as %x, not %x", size, m, got, want)
+					}
+					back, err := s.open([]byte("before"), want, ad)
+					if err != nil || !bytes.Equal(back, append([]byte("before"), plain...)) {
+						t.Fatalf("%d bytes with %d: opened as %x, %v", size, m, back, err)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestSIVCarry runs the counter over the carry that only one vector in 2^29 meets.
+func TestSIVCarry(t *testing.T) {
+	s, err := newSIV(make([]byte, sivKeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := unhex(t, "000102030405060700ffffff7fffffff")
+	all, one := make([]byte, 2*block), make([]byte, block)
+	s.crypt(&scratch{x: [block]byte(v)}, all)
+	s.ctr.Encrypt(one, unhex(t, "000102030405060700ffffff80000000"))
+	if !bytes.Equal(all[block:], one) {
+		t.Errorf("%x is not %x", all[block:], one)
+	}
+}
+
+func TestSIVRefuses(t *testing.T) {
+	s, err := newSIV(make([]byte, sivKeySize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ad := []byte("associated data")
+	for _, n := range []int{0, 1, block - 1, block, block + 1, 3 * block} {
+		sealed := s.seal(nil, make([]byte, n), ad)
+		for i := range 8 * len(sealed) {
+			bad := bytes.Clone(sealed)
+			bad[i/8] ^= 1 << (i % 8)
+			if got, err := s.open(nil, bad, ad); !errors.Is(err, ErrAuth) || got != nil {
+				t.Fatalf("%d bytes with bit %d changed: %x, %v", n, i, got, err)
+			}
+		}
+		for i := range sealed {
+			if _, err := s.open(nil, sealed[:i], ad); !errors.Is(err, ErrAuth) {
+				t.Fatalf("%d bytes, %d of the sealed form: %v", n, i, err)
+			}
+		}
+		if _, err := s.open(nil, sealed, ad[1:]); !errors.Is(err, ErrAuth) {
+			t.Fatalf("%d bytes with other associated data: %v", n, err)
+		}
+	}
+}
