@@ -26,27 +26,46 @@ const (
 	attrsSome // or there were some
 )
 
-// An xattrCalls reaches the stored attributes of an inode.
+// An xattrCalls reaches the stored attributes of an inode: of the open file fd or, since most of the system calls know no *at form, of what is called disk in the directory fd by a path.
 type xattrCalls struct {
-	get    func(name string, dst []byte) (int, error)
-	set    func(name string, value []byte, flags int) error
-	remove func(name string) error
-	list   func(dst []byte) (int, error)
+	fd   int
+	disk string // "" for an open file
 }
 
-// xattrs calls fn with the way to n's attributes: through its descriptor if it is open, else through a path, since the system calls know no *at form. n.mu is held meanwhile.
-func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
+func (c xattrCalls) get(name string, dst []byte) (int, error) {
+	if c.disk == "" {
+		return unix.Fgetxattr(c.fd, name, dst)
+	}
+	return unix.Lgetxattr(procPath(c.fd, c.disk), name, dst)
+}
+
+func (c xattrCalls) set(name string, value []byte, flags int) error {
+	if c.disk == "" {
+		return unix.Fsetxattr(c.fd, name, value, flags)
+	}
+	return unix.Lsetxattr(procPath(c.fd, c.disk), name, value, flags)
+}
+
+func (c xattrCalls) remove(name string) error {
+	if c.disk == "" {
+		return unix.Fremovexattr(c.fd, name)
+	}
+	return unix.Lremovexattr(procPath(c.fd, c.disk), name)
+}
+
+func (c xattrCalls) list(dst []byte) (int, error) {
+	if c.disk == "" {
+		return unix.Flistxattr(c.fd, dst)
+	}
+	return listxattrat(c.fd, c.disk, dst)
+}
+
+// xattrs calls fn with the way to n's attributes: through its descriptor if it is open, else through its name. n.mu is held meanwhile.
+func (f *FS) xattrs(n *node, fn func(c xattrCalls) error) error {
 	if n == nil {
 		return unix.ESTALE
 	}
-	open, err := f.withOpen(n, func(o *openFile) error {
-		return fn(xattrCalls{
-			func(name string, dst []byte) (int, error) { return unix.Fgetxattr(o.fd, name, dst) },
-			func(name string, value []byte, flags int) error { return unix.Fsetxattr(o.fd, name, value, flags) },
-			func(name string) error { return unix.Fremovexattr(o.fd, name) },
-			func(dst []byte) (int, error) { return unix.Flistxattr(o.fd, dst) },
-		})
-	})
+	open, err := f.withOpen(n, func(o *openFile) error { return fn(xattrCalls{fd: o.fd}) })
 	if open {
 		return err
 	}
@@ -63,18 +82,12 @@ func (f *FS) xattrs(n *node, fn func(x xattrCalls) error) error {
 				return unix.ENOENT
 			}
 		}
-		path := procPath(d.fd, e.Disk)
-		return fn(xattrCalls{
-			func(name string, dst []byte) (int, error) { return unix.Lgetxattr(path, name, dst) },
-			func(name string, value []byte, flags int) error { return unix.Lsetxattr(path, name, value, flags) },
-			func(name string) error { return unix.Lremovexattr(path, name) },
-			func(dst []byte) (int, error) { return unix.Llistxattr(path, dst) },
-		})
+		return fn(xattrCalls{d.fd, e.Disk})
 	})
 }
 
 // changeXattrs is xattrs for a change.
-func (f *FS) changeXattrs(n *node, fn func(x xattrCalls) error) error {
+func (f *FS) changeXattrs(n *node, fn func(c xattrCalls) error) error {
 	return f.xattrs(n, func(c xattrCalls) error {
 		defer f.journal.Changed(n.key())
 		n.attrs = attrsSome
@@ -157,13 +170,14 @@ func (f *FS) getXattr(n *node, name string) (value []byte, err error) {
 	if n.bare() {
 		return nil, unix.ENODATA
 	}
-	x, stored := f.names.XattrName(name)
-	if !stored {
-		x.Disk = name
-	}
+	var x names.Xattr
+	stored := false
 	err = f.xattrs(n, func(c xattrCalls) (err error) {
 		if n.lookForAttrs(c) {
 			return unix.ENODATA
+		}
+		if x, stored = f.names.XattrName(name); !stored {
+			x.Disk = name
 		}
 		value, err = whole(func(dst []byte) (int, error) { return c.get(x.Disk, dst) })
 		return err
