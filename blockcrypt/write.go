@@ -40,7 +40,7 @@ func (f *File) writeChunk(p []byte, off int64) error {
 	}
 	first, last := off/f.l.segment, (off+int64(len(p))-1)/f.l.segment
 	keepTail := last == f.last()
-	sealed, err := f.sealRange(p, off, f.size, buf)
+	sealed, err := f.sealRange(buf.sealed, p, off, f.size, buf)
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (f *File) writeChunk(p []byte, off int64) error {
 	if keepTail {
 		f.hasTail = false
 	}
-	if err := f.put(sealed, first, last, f.size); err != nil {
+	if err := f.put(sealed, first, last); err != nil {
 		f.forgetHoles()
 		return err
 	}
@@ -78,7 +78,7 @@ func (f *File) writeFirst(p []byte, off int64) (err error) {
 	defer f.l.buffers.Put(buf)
 	first, last := off/f.l.segment, (off+int64(len(p))-1)/f.l.segment
 	size := off + int64(len(p))
-	sealed, err := f.sealRange(p, off, size, buf)
+	sealed, err := f.sealRange(buf.sealed[f.l.prologue:], p, off, size, buf)
 	if err != nil {
 		return err
 	}
@@ -89,14 +89,13 @@ func (f *File) writeFirst(p []byte, off int64) (err error) {
 		if _, err := f.b.WriteAt(header, 0); err != nil {
 			return err
 		}
-		if err := f.put(sealed, first, last, size); err != nil {
+		if err := f.put(sealed, first, last); err != nil {
 			return err
 		}
 		if err := f.filled(first, last); err != nil {
 			return err
 		}
 	} else {
-		// sealRange leaves room for the prologue in front.
 		whole := buf.sealed[:f.l.prologue+int64(len(sealed))]
 		copy(whole, header)
 		clear(whole[f.l.header:f.l.prologue])
@@ -113,14 +112,13 @@ func (f *File) writeFirst(p []byte, off int64) (err error) {
 }
 
 // sealRange seals the segments that p covers at off, in a file that will have size bytes, into consecutive slots (without the maps between
-// them). Edges keep what the file has there, or zeros beyond its end. The slots lie in buf.sealed behind room for a prologue.
+// them) from the start of out, which is part of buf.sealed. Edges keep what the file has there, or zeros beyond its end.
 // f.mu is held for writing.
-func (f *File) sealRange(p []byte, off, size int64, buf *buffer) ([]byte, error) {
+func (f *File) sealRange(out, p []byte, off, size int64, buf *buffer) ([]byte, error) {
 	s := f.l.segment
 	first, last := off/s, (off+int64(len(p))-1)/s
 	end := off + int64(len(p))
 	key := f.c.sealer(int(last - first + 1))
-	out := buf.sealed[f.l.prologue:]
 	finalIndex := (size - 1) / s
 	at := int64(0)
 	for i := first; i <= last; i++ {
@@ -165,8 +163,8 @@ func (f *File) merged(i, n int64, buf *buffer) ([]byte, error) {
 	return plain, nil
 }
 
-// grow writes p at off, past the end of the file. Everything beyond the old end is written before the old final
-// segment, so that a failure can be undone by cutting the file. f.mu is held for writing.
+// grow writes p at off, past the end of the file. A failure is undone by cutting the file and sealing the old final segment as it
+// was. f.mu is held for writing.
 func (f *File) grow(p []byte, off int64, buf *buffer) (err error) {
 	s := f.l.segment
 	if err := f.loadTail(buf); err != nil {
@@ -174,26 +172,25 @@ func (f *File) grow(p []byte, off int64, buf *buffer) (err error) {
 	}
 	size, oldLast, oldSealed := off+int64(len(p)), f.last(), f.l.SealedSize(f.size)
 	first, last := off/s, (size-1)/s
-	old := append([]byte(nil), f.tail...)
 	defer func() {
 		if err != nil {
-			f.restore(old, oldLast, oldSealed)
+			f.restore(oldLast, oldSealed)
 		}
 	}()
 
-	var tailSlot []byte // the old final segment, sealed anew, if p does not reach it
+	slots, at := buf.sealed, int64(0)
 	if first > oldLast {
-		tailSlot = make([]byte, f.l.slot)
-		full := make([]byte, s)
-		copy(full, old)
-		f.c.sealer(1).seal(tailSlot, full, oldLast, kindInner, &buf.aad)
+		// p does not reach the old final segment, which is none any more.
+		full := append(append(buf.segment[:0], f.tail...), make([]byte, s-int64(len(f.tail)))...)
+		f.c.sealer(1).seal(slots[:f.l.slot], full, oldLast, kindInner, &buf.aad)
+		at = f.l.slot
 		if first > oldLast+1 {
 			if err := f.permit(oldLast+1, first-1, true); err != nil {
 				return err
 			}
 		}
 	}
-	sealed, err := f.sealRange(p, off, size, buf)
+	sealed, err := f.sealRange(slots[at:], p, off, size, buf)
 	if err != nil {
 		return err
 	}
@@ -206,11 +203,14 @@ func (f *File) grow(p []byte, off int64, buf *buffer) (err error) {
 			return err
 		}
 	}
-	if err := f.put(sealed, first, last, f.size); err != nil {
+	if first == oldLast+1 {
+		first, sealed = oldLast, slots[:at+int64(len(sealed))]
+	}
+	if err := f.put(sealed, first, last); err != nil {
 		return err
 	}
-	if tailSlot != nil {
-		if err := f.put(tailSlot, oldLast, oldLast, f.size); err != nil {
+	if first > oldLast {
+		if err := f.put(slots[:at], oldLast, oldLast); err != nil {
 			return err
 		}
 	}
@@ -220,50 +220,37 @@ func (f *File) grow(p []byte, off int64, buf *buffer) (err error) {
 	switch {
 	case off <= start:
 		f.setTail(p[start-off:])
-	case first == oldLast && last == oldLast:
-		tail := make([]byte, size-start)
-		copy(tail, old)
-		copy(tail[off-start:], p)
-		f.setTail(tail)
+	case last == oldLast:
+		if gap := size - start - int64(len(f.tail)); gap > 0 {
+			f.tail = append(f.tail, make([]byte, gap)...)
+		}
+		copy(f.tail[off-start:], p)
 	default:
 		f.hasTail = false
 	}
 	return nil
 }
 
-// restore undoes a failed growth as far as the backing lets it: the old final segment is sealed as final again.
-func (f *File) restore(tail []byte, last, sealedSize int64) {
+// restore undoes a failed growth as far as the backing lets it: the old final segment, f.tail, is sealed as final again.
+func (f *File) restore(last, sealedSize int64) {
 	f.forgetHoles()
-	slot := make([]byte, len(tail)+Overhead)
-	f.c.sealer(1).seal(slot, tail, last, kindFinal, new([9]byte))
+	slot := make([]byte, len(f.tail)+Overhead)
+	f.c.sealer(1).seal(slot, f.tail, last, kindFinal, new([9]byte))
 	if f.b.Truncate(sealedSize) == nil {
 		_, _ = f.b.WriteAt(slot, f.l.offset(last))
 	}
-	f.setTail(tail)
 }
 
-// put writes consecutive slots of segments first to last around the maps between them: what lies beyond the end of a file of oldSize
-// bytes first, then the rest. f.mu is held for writing.
-func (f *File) put(sealed []byte, first, last, oldSize int64) error {
-	end := f.l.SealedSize(oldSize)
-	for _, beyond := range []bool{true, false} {
-		for i, at := first, int64(0); i <= last; {
-			// A run of slots with no map between them.
-			stop := min(last, f.l.mapStart(f.l.mapsBefore(i)+1)-1)
-			n := min((stop-i+1)*f.l.slot, int64(len(sealed))-at)
-			off, run := f.l.offset(i), sealed[at:at+n]
-			split := min(max(end-off, 0), n)
-			part := run[:split]
-			if beyond {
-				off, part = off+split, run[split:]
-			}
-			if len(part) > 0 {
-				if _, err := f.b.WriteAt(part, off); err != nil {
-					return fmt.Errorf("write segments %d to %d: %w", i, stop, err)
-				}
-			}
-			i, at = stop+1, at+n
+// put writes consecutive slots of segments first to last around the maps between them. f.mu is held for writing.
+func (f *File) put(sealed []byte, first, last int64) error {
+	for i := first; i <= last; {
+		// A run of slots with no map between them.
+		stop := min(last, f.l.mapStart(f.l.mapsBefore(i)+1)-1)
+		n := min((stop-i+1)*f.l.slot, int64(len(sealed)))
+		if _, err := f.b.WriteAt(sealed[:n], f.l.offset(i)); err != nil {
+			return fmt.Errorf("write segments %d to %d: %w", i, stop, err)
 		}
+		i, sealed = stop+1, sealed[n:]
 	}
 	return nil
 }
