@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -15,6 +16,9 @@ import (
 const (
 	logMagic = "kmsfslog"
 	logStart = 4096 // where records begin
+
+	// maxScratch is how many bytes a log keeps for the next record: more than one save takes of a file that is written little by little.
+	maxScratch = saveAt + 512<<10
 )
 
 // A log is one of the two files that hold records. What lies past the last record of its generation is of no account.
@@ -27,6 +31,7 @@ type log struct {
 	generation atomic.Uint64
 	pos        atomic.Int64 // where the next record goes
 	sequence   uint64       // of the next record
+	scratch    []byte       // for the next record
 	allocated  int64        // bytes that have space below, and have been written once: syncing them again changes no metadata
 
 	syncing sync.Mutex // held over fdatasync
@@ -153,7 +158,10 @@ func (l *log) write(r *record) (end int64, err error) {
 	if r.encoded() > maxLog-l.pos.Load() {
 		return 0, unix.EFBIG
 	}
-	b := r.append(make([]byte, 0, r.encoded()), l.generation.Load(), l.sequence)
+	b := r.append(slices.Grow(l.scratch[:0], int(r.encoded())), l.generation.Load(), l.sequence)
+	if cap(b) <= maxScratch {
+		l.scratch = b
+	}
 	pos := l.pos.Load()
 	if _, err := l.disk.WriteAt(b, pos); err != nil {
 		return 0, err
