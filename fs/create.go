@@ -29,14 +29,13 @@ func (f *FS) makeEntry(in *fuse.InHeader, name string, mode uint32, out *fuse.En
 			f.dropSideLinks(d, e)
 			return err
 		}
-		err := f.giveTo(in.Caller, d.fd, e.Disk, mode)
-		if err == nil {
-			err = f.found(d, e, name, out)
-		}
-		if err != nil {
+		var st unix.Stat_t
+		if err := f.giveTo(in.Caller, d.fd, e.Disk, &st); err != nil {
 			f.undo(d, e, mode)
+			return err
 		}
-		return err
+		f.entryOut(f.nodes.look(&st, link{d.node, name}), &st, d, e.Disk, out)
+		return nil
 	})
 	return status(err)
 }
@@ -54,15 +53,13 @@ func (f *FS) undo(d *dir, e names.Entry, mode uint32) {
 
 // giveTo makes the caller the owner of a new entry, as if the caller had made it: the process keeps its own identity throughout. The
 // group stays if the directory hands down its own (set-group-ID), which the backing file system has done already.
-// Changing the owner clears set-ID bits, so the mode is set again.
-func (f *FS) giveTo(c fuse.Caller, fd int, disk string, mode uint32) error {
-	if !f.chown {
-		return nil
-	}
-	var st, parent unix.Stat_t
-	if err := unix.Fstatat(fd, disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+// Changing the owner clears set-ID bits, so the mode is set again. giveTo reads the attributes that the entry has then.
+func (f *FS) giveTo(c fuse.Caller, fd int, disk string, st *unix.Stat_t) error {
+	stat := func() error { return unix.Fstatat(fd, disk, st, unix.AT_SYMLINK_NOFOLLOW) }
+	if err := stat(); err != nil || !f.chown || st.Uid == c.Uid && st.Gid == c.Gid {
 		return err
 	}
+	var parent unix.Stat_t
 	if err := unix.Fstat(fd, &parent); err != nil {
 		return err
 	}
@@ -77,9 +74,11 @@ func (f *FS) giveTo(c fuse.Caller, fd int, disk string, mode uint32) error {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Mode&unix.S_IFMT != unix.S_IFLNK && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
-		return chmodat(fd, disk, st.Mode&07777)
+		if err := chmodat(fd, disk, st.Mode&07777); err != nil {
+			return err
+		}
 	}
-	return nil
+	return stat()
 }
 
 // mode is the mode of a new entry: the caller's umask counts only where the directory has no default ACL, which takes its place.

@@ -264,6 +264,11 @@ func (f *FS) newOpen(open opener, n *node, fd int, writable bool) (*openFile, er
 		unix.Close(fd)
 		return nil, err
 	}
+	return f.openOn(open, n, fd, writable)
+}
+
+// openOn is newOpen for a descriptor that is known to be of n.
+func (f *FS) openOn(open opener, n *node, fd int, writable bool) (*openFile, error) {
 	file, err := f.journal.Open(fd, n.key(), writable, func() string { return f.diskPath(n) })
 	if err != nil {
 		return nil, err
@@ -366,7 +371,7 @@ func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *
 		// Somebody who found the entry in a listing was faster.
 		unix.Close(fd)
 	} else {
-		o, err := f.newOpen(f.openKnown, n, fd, true)
+		o, err := f.openOn(f.openKnown, n, fd, true)
 		if err != nil {
 			if at.parent != nil {
 				f.nodes.unlinked(n, at, true)

@@ -98,10 +98,10 @@ func (f *FS) unlinked(n *node, at link, last bool) {
 
 // removing runs remove, which takes the entry disk out of d, and returns the node of the entry (nil if the kernel does not
 // know it) and whether that was its last name. The node stays locked meanwhile, so that of two
-// requests that remove the last two names one sees the last.
+// requests that remove the last two names one sees the last. To a file with one name nobody gives another meanwhile: the kernel keeps it locked, too.
 func (f *FS) removing(d *dir, disk string, remove func(st *unix.Stat_t) error) (n *node, last bool, err error) {
 	var st unix.Stat_t
-	if err := unix.Fstatat(d.fd, disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := f.statEntry(d, disk, &st); err != nil {
 		return nil, false, err
 	}
 	n = f.nodes.find(inodeOf(&st))
@@ -110,8 +110,10 @@ func (f *FS) removing(d *dir, disk string, remove func(st *unix.Stat_t) error) (
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := f.statEntry(d, disk, &st); err != nil {
-		return nil, false, err
+	if st.Nlink > 1 {
+		if err := f.statEntry(d, disk, &st); err != nil {
+			return nil, false, err
+		}
 	}
 	last = st.Nlink == 1 || n.kind == unix.DT_DIR
 	err = remove(&st)
@@ -166,22 +168,30 @@ func (f *FS) emptied(parent int, disk string, remove func() error) error {
 	if err != nil {
 		return err
 	}
-	id, idErr := f.directoryID(fd)
-	for _, name := range side {
+	ids := make(map[string]string, 2) // targets of the directory's own links, sound or not
+	for _, name := range []string{names.DirLink, names.DirLinkCopy} {
+		if target, err := readlinkat(fd, name); err == nil {
+			ids[name] = target
+		}
+	}
+	if err = unlinkAll(fd, side); err == nil {
+		err = remove()
+	}
+	if err != nil {
+		for name, target := range ids {
+			_ = unix.Symlinkat(target, fd, name) // if it was removed
+		}
+	}
+	return err
+}
+
+func unlinkAll(fd int, all []string) error {
+	for _, name := range all {
 		if err := unix.Unlinkat(fd, name, 0); err != nil && err != unix.ENOENT {
 			return err
 		}
 	}
-	if idErr == nil {
-		// directoryID may have mended a link since the list was made.
-		_ = unix.Unlinkat(fd, names.DirLink, 0)
-		_ = unix.Unlinkat(fd, names.DirLinkCopy, 0)
-	}
-	err = remove()
-	if err != nil && idErr == nil {
-		_ = f.writeDirID(fd, id, names.DirLink, names.DirLinkCopy)
-	}
-	return err
+	return nil
 }
 
 // removeDirID takes the ID out of a directory that is about to be removed.
