@@ -60,7 +60,7 @@ type Cipher struct {
 	mu     sync.Mutex
 	write  *segmentKey                      // guarded by mu; nil before the first seal
 	left   int                              // seals that write may still do; guarded by mu
-	cached map[[prefixSize]byte]*segmentKey // guarded by mu
+	cached map[[prefixSize]byte]*segmentKey // without write; guarded by mu
 }
 
 // A segmentKey is the AEAD for one prefix.
@@ -121,11 +121,13 @@ func (c *Cipher) sealer(n int) *segmentKey {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.write == nil || c.left < n {
+		if c.write != nil {
+			c.remember(c.write)
+		}
 		var prefix [prefixSize]byte
 		rand.Read(prefix[:])
 		c.write, c.left = c.derive(prefix), c.limit
 		c.recent.Store(c.write)
-		c.remember(c.write)
 	}
 	c.left -= n
 	return c.write
@@ -138,7 +140,10 @@ func (c *Cipher) opener(prefix [prefixSize]byte) *segmentKey {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	k := c.cached[prefix]
+	k := c.write
+	if k == nil || k.prefix != prefix {
+		k = c.cached[prefix]
+	}
 	if k == nil {
 		k = c.derive(prefix)
 		c.remember(k)

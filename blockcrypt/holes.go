@@ -176,7 +176,7 @@ func (f *File) noHoles() {
 	f.holes.mu.Lock()
 	defer f.holes.mu.Unlock()
 	f.holes.loaded, f.holes.absent = true, true
-	f.holes.from, f.holes.to, f.holes.stale, f.holes.maps = 0, 0, false, make(map[int64]*holeMap)
+	f.holes.from, f.holes.to, f.holes.stale, f.holes.maps = 0, 0, false, nil
 }
 
 // forgetHoles drops what is in memory after a failure; what is stored counts. f.mu is held for writing.
@@ -223,7 +223,7 @@ func (f *File) permit(first, last int64, end bool) error {
 	}
 	if h.absent {
 		h.absent = false
-		h.maps[0] = &holeMap{bits: make([]byte, rootBits/8), dirty: true}
+		h.maps = map[int64]*holeMap{0: {bits: make([]byte, rootBits/8), dirty: true}}
 	}
 	h.renew()
 	kFirst, kLast := f.l.mapsBefore(first), f.l.mapsBefore(last)

@@ -19,10 +19,11 @@ import (
 // It never says ENOSYS, which the kernel takes for "not implemented, do not ask again": a mount whose first fsync failed
 // with it would never sync again.
 func status(err error) fuse.Status {
+	if err == nil {
+		return fuse.OK
+	}
 	var errno syscall.Errno
 	switch {
-	case err == nil:
-		return fuse.OK
 	case errors.Is(err, blockcrypt.ErrTooLarge):
 		return fuse.Status(syscall.EFBIG)
 	case errors.Is(err, blockcrypt.ErrNoData):
@@ -47,6 +48,9 @@ func status(err error) fuse.Status {
 // fail is status for errors that concern the content of n: where the errno says less than the error, it is logged with the
 // paths of the file.
 func (f *FS) fail(n *node, doing string, err error) fuse.Status {
+	if err == nil {
+		return fuse.OK
+	}
 	s := status(err)
 	var errno syscall.Errno
 	if s == fuse.EIO || s == fuse.EACCES && !errors.As(err, &errno) {
