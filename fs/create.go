@@ -117,33 +117,50 @@ func (f *FS) inherits(n *node) bool {
 	return known == aclDefault
 }
 
-// Mkdir implements [fuse.RawFileSystem]. The directory's ID is in it before the kernel hears of the directory.
+// Mkdir implements [fuse.RawFileSystem]. The directory's ID is in it before the kernel hears of the directory, which stays open: who makes one will use it.
 func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	mode := f.mode(in.NodeId, in.Mode, in.Umask)
-	return f.makeEntry(&in.InHeader, name, mode|unix.S_IFDIR, out, func(d *dir, disk string) error {
+	var made *dir
+	s := f.makeEntry(&in.InHeader, name, mode|unix.S_IFDIR, out, func(d *dir, disk string) (err error) {
 		if err := unix.Mkdirat(d.fd, disk, mode); err != nil {
 			return err
 		}
 		if f.plain {
 			return nil
 		}
-		err := f.newDirID(d.fd, disk)
+		made, err = f.newDir(d, disk)
 		if err != nil {
 			_ = f.removeDirID(d.fd, disk)
 			_ = unix.Unlinkat(d.fd, disk, unix.AT_REMOVEDIR)
 		}
 		return err
 	})
+	switch {
+	case made == nil:
+	case s == fuse.OK:
+		made.node = f.nodes.get(out.NodeId)
+		f.dirs.release(f.dirs.add(made))
+	default:
+		unix.Close(made.fd)
+	}
+	return s
 }
 
-// newDirID gives a directory that was just made its ID.
-func (f *FS) newDirID(parent int, disk string) error {
-	fd, err := unix.Openat(parent, disk, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// newDir gives a directory that was just made in parent its ID.
+func (f *FS) newDir(parent *dir, disk string) (*dir, error) {
+	fd, err := unix.Openat(parent.fd, disk, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer unix.Close(fd)
-	return f.writeDirID(fd, names.NewDirID(), names.DirLink, names.DirLinkCopy)
+	d := &dir{fd: fd, id: names.NewDirID()}
+	if err := f.writeDirID(fd, d.id, names.DirLink, names.DirLinkCopy); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if parent.acl.Load() == aclNone {
+		d.acl.Store(aclNone) // nothing to inherit
+	}
+	return d, nil
 }
 
 // Mknod implements [fuse.RawFileSystem]: FIFOs, sockets, devices, and regular files.
