@@ -15,8 +15,9 @@ const (
 	spinFor = 50 * time.Microsecond
 	// long is when answers take long, on average: somebody else had better wait for requests meanwhile.
 	long = 100 * time.Microsecond
-	// crowd is how many requests in a row are there already when the last one is answered before it is looked whether there are several at once.
-	crowd = 3
+	// crowd is how often in a row several requests are there at once before there is one more to answer them. One program alone may have two: the release of a file, which
+	// it does not wait for, and its next request.
+	crowd = 4
 	// tick is how often it is looked whether requests wait while everybody is busy.
 	tick = 2 * time.Millisecond
 	// idleTicks is after how many ticks without a request that ends.
@@ -154,28 +155,28 @@ func (c *Conn) stop(w *worker) {
 func (c *Conn) work(w *worker) {
 	defer c.stop(w)
 	var usual time.Duration // how long answers take, of late
-	inARow := 0
+	crowded := 0            // how often in a row there were several requests at once
 	for {
 		n, err := c.read(w)
-		inARow++
 		if err == unix.EAGAIN {
-			inARow = 0
+			crowded = 0
 			if !c.waiting.CompareAndSwap(false, true) {
 				return
 			}
 			n, err = c.wait(w)
 			c.waiting.Store(false)
+		} else if c.pending() {
+			crowded++
+		} else {
+			crowded = 0
 		}
 		if err != nil {
 			c.end(err)
 			return
 		}
 		op := *uint32At(w.in[0], 4)
-		crowded := inARow >= crowd
-		if crowded {
-			inARow, crowded = 0, c.pending()
-		}
-		if (crowded || usual > long || op == opFsync || op == opFsyncdir) && !c.waiting.Load() {
+		if (crowded >= crowd || usual > long || op == opFsync || op == opFsyncdir) && !c.waiting.Load() {
+			crowded = 0
 			c.start()
 		}
 		began := time.Now()
