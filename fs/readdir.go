@@ -14,16 +14,21 @@ import (
 	"github.com/kmsfs/kmsfs/volume"
 )
 
-// maxListings is how many listings are kept between requests, each with a descriptor and a buffer.
-const maxListings = 64
+const (
+	// maxListings is how many listings are kept between requests, each with a descriptor and a buffer.
+	maxListings = 64
+	// listingSize is how much of a directory is read at once, in bytes.
+	listingSize = 32 << 10
+)
 
 // A listing is how far somebody has listed a directory. One that is in use belongs to its request alone.
 type listing struct {
 	node *node
 	fd   int    // -1 when the end was reached
-	buf  []byte // entries as getdents64 returned them
 	rest []byte // what of buf is not consumed yet
 	last uint64 // offset behind the entry that was returned last
+
+	buf *[listingSize]byte // entries as getdents64 returned them; nil when the end was reached
 }
 
 // listings keeps those that are likely to be gone on with, the one used last in front. Kernels from 5.1 on open directories without asking, so there is
@@ -31,6 +36,8 @@ type listing struct {
 type listings struct {
 	mu  sync.Mutex
 	lru []*listing // guarded by mu
+
+	buffers sync.Pool // of *[listingSize]byte: most directories are listed in one request
 }
 
 // take returns a listing of d that goes on at an offset.
@@ -50,7 +57,11 @@ func (c *listings) take(d *dir, off uint64) (*listing, error) {
 			return nil, err
 		}
 	}
-	return &listing{node: d.node, fd: fd, buf: make([]byte, 32<<10), last: off}, nil
+	buf, ok := c.buffers.Get().(*[listingSize]byte)
+	if !ok {
+		buf = new([listingSize]byte)
+	}
+	return &listing{node: d.node, fd: fd, buf: buf, last: off}, nil
 }
 
 // kept returns the listing of n that has come to an offset, and was used last of those that have; nil if none is kept.
@@ -76,7 +87,7 @@ func (c *listings) keep(l *listing) {
 	}
 	c.lru = slices.Insert(c.lru, 0, l)
 	c.mu.Unlock()
-	old.close()
+	c.close(old)
 }
 
 // drop ends the listings of a directory that was removed, all of them if n is nil.
@@ -92,14 +103,15 @@ func (c *listings) drop(n *node) {
 	})
 	c.mu.Unlock()
 	for _, l := range old {
-		l.close()
+		c.close(l)
 	}
 }
 
 // close gives back what l holds; nil holds nothing.
-func (l *listing) close() {
+func (c *listings) close(l *listing) {
 	if l != nil && l.fd >= 0 {
 		unix.Close(l.fd)
+		c.buffers.Put(l.buf)
 		l.fd, l.buf, l.rest = -1, nil, nil
 	}
 }
@@ -190,13 +202,13 @@ func (f *FS) list(in *fuse.ReadIn, add func(d *dir, e dirent, name string) bool)
 	}
 	for l.fd >= 0 {
 		if len(l.rest) == 0 {
-			n, err := unix.Getdents(l.fd, l.buf)
+			n, err := unix.Getdents(l.fd, l.buf[:])
 			if err != nil {
-				l.close()
+				f.listings.close(l)
 				return status(err)
 			}
 			if n == 0 {
-				l.close()
+				f.listings.close(l)
 				break
 			}
 			l.rest = l.buf[:n]
@@ -211,7 +223,7 @@ func (f *FS) list(in *fuse.ReadIn, add func(d *dir, e dirent, name string) bool)
 		l.rest = l.rest[size:]
 	}
 	if l.last == in.Offset {
-		l.close() // the kernel has all of it
+		f.listings.close(l) // the kernel has all of it
 	} else {
 		f.listings.keep(l)
 	}
