@@ -238,12 +238,12 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	}
 	if tail := p[split:]; len(tail) > 0 {
 		n, err := f.disk.WriteAt(tail, off+split)
-		f.mu.Lock()
-		end := off + split + int64(n)
-		f.base, f.size = max(f.base, end), max(f.size, end)
-		f.mu.Unlock()
-		if f.growing {
-			f.changed = true
+		if n > 0 { // else nothing ends at off, either
+			f.mu.Lock()
+			end := off + split + int64(n)
+			f.base, f.size = max(f.base, end), max(f.size, end)
+			f.mu.Unlock()
+			f.changed = f.changed || f.growing
 		}
 		if err != nil {
 			return int(split) + n, err

@@ -168,6 +168,28 @@ func TestOneFileCannotBeChanged(t *testing.T) {
 	p.kill()
 }
 
+// TestRefusedWrite fails a write in place past the end of a new file: the file ends where it did.
+func TestRefusedWrite(t *testing.T) {
+	broken := &brokenWrite{fd: -1}
+	p := newPlaceOf(t, broken)
+	f := p.file("a")
+	f.Begin()
+	if _, err := f.WriteAt(make([]byte, 100), 0); err != nil {
+		t.Fatal(err)
+	}
+	broken.fd = f.fd
+	if n, err := f.WriteAt(make([]byte, 100), 500); n != 0 || !errors.Is(err, unix.EPERM) {
+		t.Errorf("wrote %d bytes, %v", n, err)
+	}
+	f.End()
+	if size, err := f.Size(); size != 100 || err != nil {
+		t.Errorf("%d bytes, %v", size, err)
+	}
+	if err := errors.Join(f.Release(), p.j.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // brokenWrite fails writes to one descriptor.
 type brokenWrite struct {
 	linux

@@ -35,14 +35,18 @@ func (c *crashTest) random(n int64) []byte {
 	return b
 }
 
-// change runs one operation of several changes.
+// change runs one operation of several changes, some of which the disk may refuse.
 func (c *crashTest) change(f *crashFile) {
 	m := bytes.Clone(f.content())
 	f.states = append(f.states, crashState{at: c.disk.now, from: simTime(c.disk.now + 1)})
-	must := func(err error) {
-		if err != nil {
+	done := func(err error) bool {
+		if err != nil && !errors.Is(err, errRefused) {
 			c.t.Fatal(err)
 		}
+		return err == nil
+	}
+	if c.rnd.IntN(8) == 0 {
+		defer c.refuse()()
 	}
 	f.f.Begin()
 	for range 1 + c.rnd.IntN(3) {
@@ -60,12 +64,14 @@ func (c *crashTest) change(f *crashFile) {
 				n += 24 << 10
 			}
 			data := c.random(n)
-			_, err := f.f.WriteAt(data, off)
-			must(err)
+			written, err := f.f.WriteAt(data, off)
+			if n = int64(written); !done(err) && n == 0 {
+				continue
+			}
 			if int64(len(m)) < off+n {
 				m = append(m, make([]byte, off+n-int64(len(m)))...)
 			}
-			copy(m[off:], data)
+			copy(m[off:], data[:n])
 		case 0:
 			if c.rnd.IntN(3) == 0 || len(m) > 120<<10 {
 				off = 0
@@ -74,15 +80,16 @@ func (c *crashTest) change(f *crashFile) {
 			} else if off > 0 {
 				off += 64
 			}
-			must(f.f.Truncate(off))
+			if !done(f.f.Truncate(off)) {
+				continue
+			}
 			if off <= int64(len(m)) {
 				m = m[:off:off]
 			} else {
 				m = append(m, make([]byte, off-int64(len(m)))...)
 			}
 		case 1:
-			if n = min(n, int64(len(m))-off); n > 0 {
-				must(f.f.PunchHole(off, n))
+			if n = min(n, int64(len(m))-off); n > 0 && done(f.f.PunchHole(off, n)) {
 				clear(m[off : off+n])
 			}
 		}
@@ -266,24 +273,30 @@ func (c *crashTest) between(ino uint64) {
 	}
 }
 
-// errRefused is why the disk does not let a checkpoint change a file.
+// errRefused is why the disk does not change a file.
 var errRefused = errors.New("refused")
+
+// refuse lets the disk refuse a third of the changes of files until allow is called, but for what goes on in between.
+func (c *crashTest) refuse() (allow func()) {
+	inside, before := c.inside, c.disk.refuse
+	c.disk.refuse = func(ino uint64) error {
+		if c.inside == inside && slices.ContainsFunc(c.all, func(f *crashFile) bool { return f.ino == ino }) && c.rnd.IntN(3) == 0 {
+			return errRefused
+		}
+		return nil
+	}
+	return func() { c.disk.refuse = before }
+}
 
 // checkpoint runs a checkpoint, some of whose changes the disk may refuse at first.
 func (c *crashTest) checkpoint() {
 	c.inCheckpoint = true
+	allow := func() {}
 	if c.rnd.IntN(4) == 0 {
-		inside := c.inside
-		c.disk.refuse = func(ino uint64) error {
-			if c.inside > inside || !slices.ContainsFunc(c.all, func(f *crashFile) bool { return f.ino == ino }) || c.rnd.IntN(3) > 0 {
-				return nil
-			}
-			return errRefused
-		}
+		allow = c.refuse()
 	}
 	err := c.p.j.Checkpoint()
-	c.disk.refuse = nil
-	if errors.Is(err, errRefused) {
+	if allow(); errors.Is(err, errRefused) {
 		err = c.p.j.Checkpoint()
 	}
 	if err != nil {
