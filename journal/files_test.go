@@ -380,6 +380,26 @@ func TestReplayManyFiles(t *testing.T) {
 	p.kill()
 }
 
+// unnumbered is linux where inode numbers have no generation.
+type unnumbered struct{ linux }
+
+func (unnumbered) version(int) (uint32, error) { return 0, unix.ENOTTY }
+
+// TestReplayMovedFile moves a file whose last record has its old name, on such a file system.
+func TestReplayMovedFile(t *testing.T) {
+	p := newPlaceOf(t, unnumbered{})
+	p.durable("a")
+	p.kill()
+	if err := os.Rename(filepath.Join(p.dir, "a"), filepath.Join(p.dir, "b")); err != nil {
+		t.Fatal(err)
+	}
+	p.open()
+	p.changed("b")
+	if err := p.j.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestReplayProtectedFile replays the change of a file that its owner may not write to any more.
 func TestReplayProtectedFile(t *testing.T) {
 	p := newPlace(t)

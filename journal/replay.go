@@ -245,23 +245,24 @@ func (c *change) open(dir int, path string) (fd int, err error) {
 	return fd, nil
 }
 
-// matches reports whether d is the file that the change is about: the same inode, not used again since or, in a copy of
-// the volume, the same path and file ID.
+// matches reports whether d is the file that the change is about: the same inode, not used again since or, in a copy of the volume, the same path and
+// file ID. Where inode numbers have no generation, one that was moved is known by its file ID, too.
 func (c *change) matches(d disk, atPath bool) bool {
 	var st unix.Stat_t
 	if unix.Fstat(d.fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false
 	}
+	sameID := func() bool { return c.fileID != [16]byte{} && c.fileID == fileID(d) }
 	if st.Ino == c.ino {
 		version, err := d.kernel.version(d.fd)
 		if err != nil || c.version == 0 {
-			return atPath
+			return atPath || sameID()
 		}
 		if version == c.version {
 			return true
 		}
 	}
-	return atPath && c.fileID != [16]byte{} && c.fileID == fileID(d)
+	return atPath && sameID()
 }
 
 // fileID returns the file ID of a header, zeros if there is none.
