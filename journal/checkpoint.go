@@ -58,7 +58,7 @@ func (j *Journal) fail(what string, err error) error {
 
 // sync makes a record durable.
 func (j *Journal) sync(p position) error {
-	if p.log == nil {
+	if !p.live() { // what it said is durable in place
 		return nil
 	}
 	if err := p.log.sync(p.generation, p.end); err != nil {
