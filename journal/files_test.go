@@ -302,6 +302,35 @@ func TestRecordWithoutFile(t *testing.T) {
 	}
 }
 
+// unmarkable is a disk that has no room for marks.
+type unmarkable struct{ *sim }
+
+func (unmarkable) setMark(int, []byte) error { return unix.ENOSPC }
+
+// TestSyncWithoutMark syncs a file that could not be marked, after it was closed and opened again.
+func TestSyncWithoutMark(t *testing.T) {
+	s := newSim(t, wreck{}, nil)
+	p := newPlaceOf(t, unmarkable{s})
+	p.halt()
+	f := p.file("a")
+	f.Begin()
+	if _, err := f.WriteAt(make([]byte, 100), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.End()
+	if err := f.Release(); err != nil {
+		t.Fatal(err)
+	}
+	f = p.file("a")
+	if err := f.Sync(true); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.files[f.id.Ino].synced) == 0 {
+		t.Error("the content is not durable")
+	}
+	p.kill()
+}
+
 // TestMarkIsRenewed writes the first bytes of a file a second time, in another epoch.
 func TestMarkIsRenewed(t *testing.T) {
 	p, _ := newPlaceOn(t)

@@ -62,6 +62,7 @@ type Journal struct {
 	state    *state      // guarded by marks
 	marked   atomic.Bool // a file was marked since the epoch began
 	unmarked atomic.Bool // the backing has no extended attributes
+	lapsed   atomic.Bool // some file could not be marked: that one has no mark does not say that it is durable
 
 	renames  atomic.Uint64              // counts what may have changed a path
 	deleted  atomic.Bool                // files were deleted whose changes are in the logs, and not in place

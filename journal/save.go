@@ -70,7 +70,7 @@ func (f *File) firstSync() error {
 		return nil
 	}
 	_, marked := readMark(f.fd)
-	if marked || f.direct || f.j.unmarked.Load() {
+	if marked || f.direct || f.j.unmarked.Load() || f.j.lapsed.Load() {
 		if marked && f.writable {
 			if err := f.disk.writeOut(); err != nil {
 				return err

@@ -180,7 +180,7 @@ func (j *Journal) mark(f *File) error {
 	case unix.EOPNOTSUPP:
 		j.unmarked.Store(true) // such a file is torn by a power cut as on any file system
 	case unix.EPERM, unix.EACCES, unix.ENOSPC, unix.EDQUOT, unix.ERANGE, unix.E2BIG:
-		// likewise, this one
+		j.lapsed.Store(true) // likewise, this one
 	default:
 		return err
 	}
