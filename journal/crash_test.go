@@ -74,8 +74,7 @@ func newCrashTest(t *testing.T, seed uint64, limits limits) *crashTest {
 	dir := t.TempDir()
 	c := &crashTest{
 		t: t, rnd: rand.New(rand.NewPCG(seed, 7)), disk: newSim(t, wreck{names: map[string]uint64{}}, nil),
-		files: make(map[string]*crashFile), paths: make(map[uint64]string),
-		p: &volume{t: t, dir: filepath.Join(dir, "volume")},
+		files: make(map[string]*crashFile), p: &volume{t: t, dir: filepath.Join(dir, "volume")},
 	}
 	c.p.options = Options{kernel: c.disk, limits: limits}
 	if err := os.MkdirAll(filepath.Join(c.p.dir, ".kmsfs"), 0o700); err != nil {
@@ -92,10 +91,7 @@ func newCrashTest(t *testing.T, seed uint64, limits limits) *crashTest {
 	slices.SortFunc(c.spare, func(a, b string) int { return cmp.Compare(inode(t, a), inode(t, b)) })
 	c.p.open()
 	c.p.halt()
-	for _, name := range []string{"journal.0", "journal.1", "epochs"} {
-		path := filepath.Join(c.p.dir, ".kmsfs", name)
-		c.paths[inode(t, path)] = path
-	}
+	c.paths = c.p.paths()
 	for _, name := range []string{"a", "b", "c", "d"} {
 		c.create(name)
 	}
