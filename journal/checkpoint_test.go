@@ -45,16 +45,10 @@ func TestRewrittenAfterCut(t *testing.T) {
 	if err := p.j.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	do := func(change func() error) {
-		t.Helper()
-		f.Begin()
-		err := change()
-		f.End()
-		if err := errors.Join(err, f.Sync(false)); err != nil {
-			t.Fatal(err)
-		}
+	p.cut(f, 0)
+	if err := f.Sync(false); err != nil {
+		t.Fatal(err)
 	}
-	do(func() error { return f.Truncate(0) })
 	g.Begin()
 	if _, err := g.WriteAt([]byte{3}, 0); err != nil {
 		t.Fatal(err)
@@ -76,7 +70,7 @@ func TestRewrittenAfterCut(t *testing.T) {
 		t.Fatal(err, touched)
 	}
 	s.between = nil
-	do(func() error { _, err := f.WriteAt(bytes.Repeat([]byte{2}, 5000), 0); return err })
+	p.write(f, 2, 0, 5000)
 	p.kill()
 	p.open()
 	p.halt()
@@ -94,38 +88,21 @@ func TestCutBackDuringCheckpoint(t *testing.T) {
 			if f.id.Ino < g.id.Ino {
 				g, f, name = f, g, "a" // a checkpoint comes to f last
 			}
-			do := func(f *File, change func() error) {
-				t.Helper()
-				f.Begin()
-				err := change()
-				f.End()
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-			write := func(f *File, b byte, off, n int64) {
-				t.Helper()
-				do(f, func() error { _, err := f.WriteAt(bytes.Repeat([]byte{b}, int(n)), off); return err })
-				if err := f.Sync(false); err != nil {
-					t.Fatal(err)
-				}
-			}
-			cut := func() { t.Helper(); do(f, func() error { return f.Truncate(size) }) }
-			write(g, 1, 0, 5000)
-			write(f, 1, 0, 5000)
-			cut()
+			p.write(g, 1, 0, 5000)
+			p.write(f, 1, 0, 5000)
+			p.cut(f, size)
 			if err := errors.Join(f.Sync(false), p.j.Checkpoint()); err != nil {
 				t.Fatal(err)
 			}
-			write(f, 2, size, 1000)
+			p.write(f, 2, size, 1000)
 			p.j.mu.Lock()
 			err := p.j.turn()
 			p.j.mu.Unlock()
 			if err != nil {
 				t.Fatal(err)
 			}
-			write(f, 3, size+1000, 1000)
-			write(g, 2, 0, 1000)
+			p.write(f, 3, size+1000, 1000)
+			p.write(g, 2, 0, 1000)
 			whole := content(t, f)
 			done := false
 			s.between = func(ino uint64) {
@@ -133,7 +110,7 @@ func TestCutBackDuringCheckpoint(t *testing.T) {
 					return
 				}
 				done = true
-				if cut(); saved {
+				if p.cut(f, size); saved {
 					if err := f.Save(); err != nil {
 						t.Error(err)
 					}
@@ -174,12 +151,7 @@ func TestLogsInOrder(t *testing.T) {
 			}
 		}
 		for i := range byte(2) {
-			f.Begin()
-			_, err := f.WriteAt(bytes.Repeat([]byte{2 * i}, 5000), 0)
-			f.End()
-			if err := errors.Join(err, f.Sync(false)); err != nil {
-				t.Fatal(err)
-			}
+			p.write(f, 2*i, 0, 5000)
 			if i == 0 {
 				p.j.mu.Lock()
 				if err := p.j.turn(); err != nil {
@@ -243,20 +215,8 @@ func TestDeletionOfRecords(t *testing.T) {
 	if err := p.j.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	do := func(change func() error) {
-		t.Helper()
-		f.Begin()
-		err := change()
-		f.End()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	do(func() error { _, err := f.WriteAt(make([]byte, 5000), 5000); return err })
-	if err := f.Sync(false); err != nil {
-		t.Fatal(err)
-	}
-	do(func() error { return f.Truncate(5000) })
+	p.write(f, 9, 5000, 5000)
+	p.cut(f, 5000)
 	if err := f.Release(); err != nil {
 		t.Fatal(err)
 	}
@@ -284,16 +244,7 @@ func TestPlacedInPart(t *testing.T) {
 		if err := p.j.Checkpoint(); err != nil {
 			t.Fatal(err)
 		}
-		do := func(change func() error) {
-			t.Helper()
-			f.Begin()
-			err := change()
-			f.End()
-			if err = errors.Join(err, f.Sync(false)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		do(func() error { _, err := f.WriteAt(bytes.Repeat([]byte{3}, 5000), 5000); return err })
+		p.write(f, 3, 5000, 5000)
 		modified := f.modified()
 		broken.fd = f.fd
 		if err := p.j.Checkpoint(); !errors.Is(err, unix.EIO) {
@@ -303,9 +254,12 @@ func TestPlacedInPart(t *testing.T) {
 		if got := f.modified(); got != modified {
 			t.Errorf("modified at %v, not %v", unstamp(got), unstamp(modified))
 		}
-		do(func() error { return f.Truncate(5000) })
+		p.cut(f, 5000)
+		if err := f.Sync(false); err != nil {
+			t.Fatal(err)
+		}
 		if gap {
-			do(func() error { _, err := f.WriteAt([]byte{4}, 9000); return err })
+			p.write(f, 4, 9000, 1)
 		}
 		want := content(t, f)
 		for range 2 { // both logs

@@ -18,14 +18,7 @@ func (p *volume) durable(name string) *File {
 	p.t.Helper()
 	f := p.file(name)
 	for _, b := range []byte{1, 2} {
-		f.Begin()
-		if _, err := f.WriteAt(bytes.Repeat([]byte{b}, 5000), 0); err != nil {
-			p.t.Fatal(err)
-		}
-		f.End()
-		if err := f.Sync(false); err != nil {
-			p.t.Fatal(err)
-		}
+		p.write(f, b, 0, 5000)
 	}
 	return f
 }

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -82,6 +83,28 @@ func (p *volume) file(name string) *File {
 		p.t.Fatal(err)
 	}
 	return f
+}
+
+// write writes n bytes b and syncs the file.
+func (p *volume) write(f *File, b byte, off, n int64) {
+	p.t.Helper()
+	f.Begin()
+	_, err := f.WriteAt(bytes.Repeat([]byte{b}, int(n)), off)
+	f.End()
+	if err := errors.Join(err, f.Sync(false)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// cut changes the size.
+func (p *volume) cut(f *File, size int64) {
+	p.t.Helper()
+	f.Begin()
+	err := f.Truncate(size)
+	f.End()
+	if err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 func content(t *testing.T, f *File) []byte {
