@@ -36,7 +36,7 @@ type crashFile struct {
 	states   []crashState // one after each operation
 	promises []promise    // by syncs, of content
 	times    []promise    // likewise, of the modification time
-	held     []promise    // of that, by whatever a killed daemon must not lose
+	held     []promise    // of both, by whatever a killed daemon must not lose
 	open     bool
 	busy     bool // an operation is under way
 	doubt    bool // it may be torn, and nobody has looked
@@ -222,11 +222,18 @@ func (c *crashTest) file(w wreck, name string) *crashFile {
 func (c *crashTest) check(w wreck, k int, killed bool) error {
 	for _, name := range slices.Sorted(maps.Keys(w.names)) {
 		f := c.file(w, name)
-		promised, _ := latest(f.promises, k)
-		from := promised.state
 		file := c.p.file(name)
 		got, ok := content(c.t, file), false
 		suspect := c.p.j.Suspect(file.fd)
+		promises, times := f.promises, f.times
+		if killed {
+			times = f.held
+			if !suspect { // what is new may be torn by the next write to it
+				promises = f.held
+			}
+		}
+		promised, _ := latest(promises, k)
+		from := promised.state
 		may := 0
 		for _, s := range f.states[from:] {
 			if s.at > k {
@@ -240,10 +247,6 @@ func (c *crashTest) check(w wreck, k int, killed bool) error {
 		}
 		if !ok {
 			return fmt.Errorf("%s has %d bytes, which is none of the %d states that it may have from %d on (%d bytes promised); in doubt: %v", name, len(got), may, from, len(f.states[from].content), suspect)
-		}
-		times := f.times
-		if killed {
-			times = f.held
 		}
 		if err := f.checkTime(file.modified(), times, k); err != nil {
 			return fmt.Errorf("%s %w", name, err)

@@ -36,7 +36,7 @@ func (c *crashTest) again(s *sim, w wreck, k int) {
 }
 
 // TestPowerCut cuts the power at many points of random work, and at points of the replays that follow: every file is as it was promised last, or as a
-// later operation left it, whole, with the modification time of then. After a kill, so is the time of what was closed. The work goes on after crashes.
+// later operation left it, whole, with the modification time of then. After a kill, so is what was closed. The work goes on after crashes.
 //
 // KMSFS_CUTS is the number of seeds, KMSFS_SEED the first of them.
 func TestPowerCut(t *testing.T) {
