@@ -317,6 +317,12 @@ func TestEconomy(t *testing.T) {
 	c.umount(t)
 }
 
+// hurried reports whether the machine was so slow, since the log was last read, that more CMKs than one were asked for the same.
+func (c *clouds) hurried(t *testing.T) bool {
+	t.Helper()
+	return strings.Contains(c.logged(t), "CMK slow")
+}
+
 // mountUnhurried mounts the volume and counts from there.
 func (c *clouds) mountUnhurried(t *testing.T) {
 	t.Helper()
