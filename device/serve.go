@@ -58,6 +58,7 @@ type serving struct {
 type worker struct {
 	in, out [][]byte
 	unique  atomic.Uint64 // of the request that it answers, 0 if none
+	usual   time.Duration // how long its answers take, of late
 }
 
 // Layout of what the kernel sends: the header of a request is its length (4 bytes), what it asks (4), a number of its own (8), the node (8), user, group and process
@@ -69,12 +70,8 @@ const (
 	page          = 4096
 )
 
-// What the kernel asks, as far as it matters here.
-const (
-	opFsync     = 20
-	opFsyncdir  = 30
-	opInterrupt = 36
-)
+// opInterrupt is what the kernel asks when a request is to be interrupted.
+const opInterrupt = 36
 
 func newWorker() *worker {
 	// Data of a write is at the beginning of a page; so is that of a read, nearly.
@@ -154,8 +151,7 @@ func (c *Conn) stop(w *worker) {
 // work takes requests and answers them until others suffice for that.
 func (c *Conn) work(w *worker) {
 	defer c.stop(w)
-	var usual time.Duration // how long answers take, of late
-	crowded := 0            // how often in a row there were several requests at once
+	crowded := 0 // how often in a row there were several requests at once
 	for {
 		n, err := c.read(w)
 		if err == unix.EAGAIN {
@@ -174,14 +170,13 @@ func (c *Conn) work(w *worker) {
 			c.end(err)
 			return
 		}
-		op := *uint32At(w.in[0], 4)
-		if (crowded >= crowd || usual > long || op == opFsync || op == opFsyncdir) && !c.waiting.Load() {
+		if (crowded >= crowd || w.usual > long) && !c.waiting.Load() {
 			crowded = 0
 			c.start()
 		}
 		began := time.Now()
 		c.answer(w, n)
-		usual += (time.Since(began) - usual) / 8
+		w.usual += (time.Since(began) - w.usual) / 8
 	}
 }
 

@@ -22,8 +22,9 @@ func status(err error) fuse.Status {
 	if err == nil {
 		return fuse.OK
 	}
-	var errno syscall.Errno
+	errno, plain := err.(syscall.Errno) // as most are
 	switch {
+	case plain:
 	case errors.Is(err, blockcrypt.ErrTooLarge):
 		return fuse.Status(syscall.EFBIG)
 	case errors.Is(err, blockcrypt.ErrNoData):
@@ -37,12 +38,13 @@ func status(err error) fuse.Status {
 	case errors.Is(err, keyring.ErrDenied):
 		return fuse.EACCES
 	case errors.As(err, &errno):
-		if errno == syscall.ENOSYS {
-			return fuse.Status(syscall.EOPNOTSUPP)
-		}
-		return fuse.Status(errno)
+	default:
+		return fuse.EIO
 	}
-	return fuse.EIO
+	if errno == syscall.ENOSYS {
+		return fuse.Status(syscall.EOPNOTSUPP)
+	}
+	return fuse.Status(errno)
 }
 
 // fail is status for errors that concern the content of n: where the errno says less than the error, it is logged with the
