@@ -6,7 +6,7 @@ BIN     ?= bin
 BUILD   ?= -trimpath
 TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 
-LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck ./filecrypt ./sdkformat ./secrets ./signature ./manifest
+LIBRARIES = ./keyring/... ./header ./blockcrypt ./names ./volume ./journal ./rewrap ./reencrypt ./fsck ./filecrypt ./sdkformat ./secrets ./signature ./manifest ./device
 
 .PHONY: all build deps deps-databases deps-bench demo test check unit race integration sm4 bench bench-quick bench-scale bench-check fuzz freeze powercut price model install uninstall clean
 
@@ -51,7 +51,7 @@ unit:
 
 # What runs side by side; the rest of blockcrypt takes minutes under the race detector, and is sequential.
 race:
-	$(GO) test -race $(filter-out ./blockcrypt,$(LIBRARIES))
+	$(GO) test -race $(filter-out ./blockcrypt,$(LIBRARIES)) ./fs
 	$(GO) test -race -run Concurrent ./blockcrypt
 
 # The tests drive the built binary on real mounts; they need root and FUSE.
