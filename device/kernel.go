@@ -26,8 +26,8 @@ func (c *Conn) Store(node uint64, data []byte) error {
 	return c.notify(notifyStore, b, data)
 }
 
-// Invalidate has the kernel drop what it has of n bytes of a file's content, of all from off on if n is 0, and of its attributes. It waits for requests that are about these
-// bytes, so the caller must hold nothing that they need.
+// Invalidate has the kernel drop what it has of n bytes of a file's content, of all from off on if n is 0 and of nothing if off is negative, and of its attributes. It waits for
+// requests that are about these bytes, so the caller must hold nothing that they need.
 func (c *Conn) Invalidate(node uint64, off, n int64) error {
 	b := make([]byte, outHeaderSize+24)
 	*uint64At(b, 16), *uint64At(b, 24), *uint64At(b, 32) = node, uint64(off), uint64(n)

@@ -64,14 +64,14 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		return 0, f.fail(n, "write", err)
 	}
 	m, err := o.data.WriteAt(data, int64(in.Offset))
-	if err == nil {
-		if err = o.changed(in.Fh); err != nil {
-			m = 0
-		}
-	}
 	if m > 0 && in.Fh == uncached && f.shared(n) {
-		// From Linux 6.6 on the kernel drops what it has of that before it asks, but may read it again meanwhile.
+		// The kernel has dropped what it had of that before it asked, but may have read it again meanwhile.
 		_ = f.kernel.Invalidate(n.id, int64(in.Offset), int64(m))
+	}
+	if m > 0 {
+		if failed := o.written(in.Fh, in.Flags); failed != nil {
+			m, err = 0, failed
+		}
 	}
 	if err != nil {
 		s := f.fail(n, "write", err)
@@ -116,10 +116,16 @@ func (f *FS) killPrivileges(n *node, setID bool) error {
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		return err
 	}
-	if mode := withoutSetID(st.Mode); mode != st.Mode&07777 {
-		defer f.journal.Changed(n.key())
-		return unix.Fchmod(o.fd, mode)
+	mode := withoutSetID(st.Mode)
+	if mode == st.Mode&07777 {
+		return nil
 	}
+	defer f.journal.Changed(n.key())
+	if err := unix.Fchmod(o.fd, mode); err != nil {
+		return err
+	}
+	// The kernel does not know of it after a write past the page cache, and would run the program with the bits.
+	_ = f.kernel.Invalidate(n.id, -1, 0)
 	return nil
 }
 
@@ -155,11 +161,16 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if o == nil {
 		return fuse.EBADF
 	}
-	if err := o.data.Flush(); err != nil {
-		return f.fail(n, "sync", err)
-	}
 	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
-	return f.fail(n, "sync", o.file.Sync(in.FsyncFlags&dataOnly != 0))
+	return f.fail(n, "sync", o.sync(in.FsyncFlags&dataOnly != 0))
+}
+
+// sync makes what was written durable.
+func (o *openFile) sync(dataOnly bool) error {
+	if err := o.data.Flush(); err != nil {
+		return err
+	}
+	return o.file.Sync(dataOnly)
 }
 
 // Fallocate implements [fuse.RawFileSystem]: plain, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; the kernel passes no other mode.
@@ -260,8 +271,10 @@ func (f *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (ui
 		return 0, f.fail(to, "copy to", err)
 	}
 	copied, err := copyRange(interrupt(cancel), dst.data, src.data, int64(in.OffOut), int64(in.OffIn), int64(min(in.Len, maxCopy)))
-	if err == nil {
-		err = dst.changed(in.FhOut)
+	if copied > 0 {
+		if failed := dst.changed(in.FhOut); failed != nil {
+			copied, err = 0, failed
+		}
 	}
 	if copied > 0 {
 		return uint32(copied), fuse.OK

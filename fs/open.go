@@ -406,6 +406,14 @@ func (o *openFile) changed(handle uint64) error {
 	return o.file.Save()
 }
 
+// written is changed after a write with flags. The kernel does not ask for the sync that those may want of a write past the page cache.
+func (o *openFile) written(handle uint64, flags uint32) error {
+	if handle != uncached || flags&unix.O_DSYNC == 0 {
+		return o.changed(handle)
+	}
+	return o.sync(flags&unix.O_SYNC != unix.O_SYNC) // O_SYNC has the bit of O_DSYNC
+}
+
 // Tmpfile implements [fuse.RawFileSystem]: a file without a name.
 func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	d, err := f.dir(f.nodes.get(in.NodeId))

@@ -2,13 +2,17 @@ package integration
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -112,4 +116,63 @@ func TestReadersRaceWithCreator(t *testing.T) {
 	}
 	stop.Store(true)
 	group.Wait()
+}
+
+// TestCreatorSyncs writes to new files whose handles, or the writes themselves, ask for a sync of each write: the kernel leaves that to the daemon.
+func TestCreatorSyncs(t *testing.T) {
+	const writes = 20
+	v := newVolume(t)
+	plain := v.mount(t)
+	pid := strings.TrimSpace(shell(t, v.dir, `pgrep -f "^[^ ]*kmsfs mount.*`+v.cipher+`"`))
+	for how, script := range map[string]string{
+		"O_SYNC":  fmt.Sprintf(`dd if=/dev/zero of=sync bs=5000 count=%d oflag=sync status=none`, writes),
+		"O_DSYNC": fmt.Sprintf(`dd if=/dev/zero of=dsync bs=5000 count=%d oflag=dsync status=none`, writes),
+		"RWF_DSYNC": fmt.Sprintf(`/usr/bin/python3 -c "
+import os
+f = os.open('flag', os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+for i in range(%d): os.pwritev(f, [bytes(5000)], 5000 * i, os.RWF_DSYNC)"`, writes),
+	} {
+		trace := filepath.Join(v.dir, how)
+		must(t, os.WriteFile(trace+".sh", []byte(`strace -ff -qq -e signal=none -e trace=fsync,fdatasync -o `+trace+` -p `+pid+` & s=$!
+			`+attached(pid)+`
+			`+script+`
+			kill $s; wait $s || true`), 0o755))
+		shell(t, plain, "bash "+trace+".sh")
+		if syncs := bytes.Count(traced(t, trace), []byte("sync(")); syncs < writes {
+			t.Errorf("%s: %d writes were synced %d times", how, writes, syncs)
+		}
+	}
+}
+
+// TestCreatorLosesSetID has an ordinary user write to a set-user-ID program by the handle that created it, and run it: the kernel knows at once that it is none any more.
+func TestCreatorLosesSetID(t *testing.T) {
+	plain := newVolume(t).mount(t, "allow_other", "suid")
+	must(t, os.Chmod(plain, 0o755))
+	program, err := os.ReadFile("/usr/bin/id")
+	must(t, err)
+	path := filepath.Join(plain, "id")
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	must(t, err)
+	defer f.Close()
+	_, err = f.Write(program[:1000])
+	must(t, err)
+	must(t, f.Chmod(0o755|os.ModeSetuid))
+	const user = 1000
+	as := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+	write := exec.Command("sh", "-c", "cat >&3")
+	write.SysProcAttr, write.Stdin, write.ExtraFiles = as, bytes.NewReader(program[1000:]), []*os.File{f}
+	if out, err := write.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	must(t, f.Close())
+	var out []byte
+	eventually(t, "nobody holds the file for writing", func() bool {
+		run := exec.Command(path, "-u")
+		run.SysProcAttr = as
+		out, err = run.CombinedOutput()
+		return !errors.Is(err, unix.ETXTBSY)
+	})
+	if got := strings.TrimSpace(string(out)); err != nil || got != fmt.Sprint(user) {
+		t.Errorf("it ran as user %q, %v", got, err)
+	}
 }
