@@ -117,7 +117,11 @@ func randomCall(rng *rand.Rand) (text string, call func(s *side) string) {
 	fill := byte(1 + rng.IntN(255))
 	mode := uint32([]int{0o644, 0o600, 0o755, 0o4755, 0o2755, 0o1777, 0, 0o666, 0o777}[rng.IntN(9)])
 
-	switch kind := rng.IntN(100); {
+	switch kind := rng.IntN(110); {
+	case kind >= 106:
+		return copyCall(rng, i, n, off)
+	case kind >= 100:
+		return createCall(rng, i, name, off, fill)
 	case kind < 16:
 		flags := []int{unix.O_RDONLY, unix.O_WRONLY, unix.O_RDWR, unix.O_RDWR}[rng.IntN(4)] | unix.O_CLOEXEC | unix.O_NONBLOCK
 		for _, f := range []int{unix.O_CREAT, unix.O_CREAT, unix.O_EXCL, unix.O_TRUNC, unix.O_APPEND, unix.O_DIRECT, unix.O_SYNC, unix.O_DSYNC, unix.O_NOATIME,
@@ -291,6 +295,52 @@ func randomCall(rng *rand.Rand) (text string, call func(s *side) string) {
 		return lockCall(rng, i)
 	}
 	return mapCall(rng, i, off)
+}
+
+// createCall makes a file anew and opens it for writing only, and writes to it.
+func createCall(rng *rand.Rand, i int, name string, off int64, fill byte) (string, func(s *side) string) {
+	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC | []int{0, 0, unix.O_APPEND, unix.O_SYNC}[rng.IntN(4)]
+	n := []int{0, 10, 5000, 70000, 1<<20 + 4097}[rng.IntN(5)]
+	how := []int{0, 0, unix.RWF_APPEND, unix.RWF_DSYNC}[rng.IntN(4)]
+	return fmt.Sprintf("fds[%d] = create(%s, %#x), pwritev2(%d bytes of %d, %d, %d)", i, name, flags, n, fill, off, how), func(s *side) string {
+		_ = unix.Unlink(s.path(name))
+		fd, err := unix.Open(s.path(name), flags, 0o644)
+		if err != nil {
+			return show(err)
+		}
+		unix.Close(s.fds[i])
+		s.fds[i] = fd
+		whole := bytes.Repeat([]byte{fill}, n)
+		m, err := unix.Pwritev2(fd, [][]byte{whole[:n/3], whole[n/3:]}, off, how)
+		at, _ := unix.Seek(fd, 0, unix.SEEK_CUR)
+		return show(err, m, at)
+	}
+}
+
+// copyCall copies from an open file to another.
+func copyCall(rng *rand.Rand, i, n int, off int64) (string, func(s *side) string) {
+	from := rng.IntN(len(side{}.fds))
+	start := int64([]int{0, 1, 4096, 5000}[rng.IntN(4)])
+	send := rng.IntN(2) == 0
+	return fmt.Sprintf("copy(send %v, fds[%d] at %d, fds[%d] at %d, %d)", send, from, start, i, off, n), func(s *side) string {
+		for _, fd := range []int{s.fds[i], s.fds[from]} {
+			var st unix.Stat_t
+			if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+				return "no file"
+			}
+			if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&(unix.O_DIRECT|unix.O_PATH) != 0 {
+				return "direct" // ext4 wants it aligned
+			}
+		}
+		in, out := start, off
+		if send {
+			_, _ = unix.Seek(s.fds[i], out, unix.SEEK_SET)
+			m, err := unix.Sendfile(s.fds[i], s.fds[from], &in, n)
+			return show(err, m, in)
+		}
+		m, err := unix.CopyFileRange(s.fds[from], &in, s.fds[i], &out, n, 0)
+		return show(err, m, in, out)
+	}
 }
 
 // sum stands for bytes in a message.
