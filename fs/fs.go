@@ -75,7 +75,8 @@ type FS struct {
 	listings listings
 
 	kernel    *device.Conn
-	opensDirs bool // the kernel can open directories without asking; set before any request but the first
+	opensDirs bool // the kernel can open directories without asking; set, as is flushes, before any request but the first
+	flushes   bool // the kernel puts what was changed through mappings in place before a write past the page cache
 
 	prefills sync.Pool // of *[maxPrefill]byte
 
@@ -147,7 +148,7 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 		EnableSymlinkCaching:     true,
 		ExplicitDataCacheControl: true,
 		EnableAcl:                true,
-		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
+		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
 		PanicHandler:             f.panicked,
 		Logger:                   log.New(logWriter{c.Logger}, "", 0),
 	})
@@ -160,6 +161,7 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 		return fmt.Errorf("mount %s: the kernel's FUSE did not answer: %w", mountpoint, err)
 	}
 	f.opensDirs = flags&fuse.CAP_NO_OPENDIR_SUPPORT != 0
+	f.flushes = flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0 // from Linux 6.6 on
 	// Each worker of the device goes on at once if it kept its P while it waited for a request. Were there more of them than Ps, one would sleep until the scheduler's monitor
 	// has taken a P from another. The last P is for everything else.
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)

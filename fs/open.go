@@ -384,7 +384,7 @@ func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *
 	n.open.refs++
 	f.entryOut(n, &st, d, "", &out.EntryOut)
 	out.OpenFlags = openFlags(true)
-	if flags&unix.O_ACCMODE == unix.O_WRONLY {
+	if f.flushes && flags&unix.O_ACCMODE == unix.O_WRONLY {
 		// Nobody reads or maps the file by this handle. What is written does not go through the page cache, so that the kernel has no pages to fill, does not ask for file
 		// capabilities, and has nothing to tell when the file is closed. A reader of a small file gets its content when it opens it.
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
