@@ -64,9 +64,6 @@ func Mount(mountpoint string, o Options) (*Conn, error) {
 	} else if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 		c.fd, err = mountByHelper(mountpoint, o)
 	}
-	if err == nil {
-		err = unix.SetNonblock(c.fd, true)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
@@ -80,7 +77,7 @@ func mountDirect(mountpoint string, o Options) (fd int, err error) {
 	if err := unix.Stat(mountpoint, &st); err != nil {
 		return -1, err
 	}
-	fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open /dev/fuse: %w", err)
 	}
@@ -122,24 +119,37 @@ func mountByHelper(mountpoint string, o Options) (fd int, err error) {
 	options := append([]string{"fsname=" + escape(o.Source), "subtype=" + o.Type, fmt.Sprintf("max_read=%d", MaxRequest)}, o.Options...)
 	cmd := exec.Command(helper, "-o", strings.Join(options, ","), "--", mountpoint)
 	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3") // where ExtraFiles begin
-	if err := run(cmd); err != nil {
+	cmd.Env = []string{"_FUSE_COMMFD=3"} // where ExtraFiles begin
+	said, err := run(cmd)
+	if err != nil {
 		return -1, err
 	}
+	if said != "" {
+		o.Logger.Warn(said, "mountpoint", mountpoint)
+	}
+	if fd, err = receive(pair[0]); err != nil {
+		_, _ = run(exec.Command(helper, "-u", "-z", "--", mountpoint)) // nobody would ever answer there
+		return -1, fmt.Errorf("%s sent no descriptor: %w", helper, err)
+	}
+	return fd, nil
+}
+
+// receive takes the descriptor that has been sent over a socket; reads of it will not wait.
+func receive(socket int) (fd int, err error) {
 	control := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+	_, n, _, _, err := unix.Recvmsg(socket, make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	if err != nil {
-		return -1, fmt.Errorf("%s: %w", helper, err)
+		return -1, err
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:n])
 	if err != nil || len(messages) != 1 {
-		return -1, fmt.Errorf("%s sent no descriptor", helper)
+		return -1, unix.EBADMSG
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil || len(fds) != 1 {
-		return -1, fmt.Errorf("%s sent no descriptor", helper)
+		return -1, unix.EBADMSG
 	}
-	return fds[0], nil
+	return fds[0], unix.SetNonblock(fds[0], true)
 }
 
 // escape protects what separates options.
@@ -151,18 +161,25 @@ func fusermount() (string, error) {
 	if err != nil {
 		path, err = exec.LookPath("/bin/fusermount3")
 	}
-	return path, err
+	if err != nil {
+		return "", errors.New("not permitted, and there is no fusermount3 that could do it")
+	}
+	return path, nil
 }
 
-// run runs a command, whose complaint is its error.
-func run(cmd *exec.Cmd) error {
-	out, err := cmd.CombinedOutput()
-	if said := bytes.TrimSpace(out); err != nil && len(said) > 0 {
-		return errors.New(string(said))
-	} else if err != nil {
-		return fmt.Errorf("%s: %w", filepath.Base(cmd.Path), err)
+// run runs a command and returns what it says; if it fails, that is its error. It gets nothing of our environment, which may hold secrets.
+func run(cmd *exec.Cmd) (said string, err error) {
+	if cmd.Env == nil {
+		cmd.Env = []string{}
 	}
-	return nil
+	out, err := cmd.CombinedOutput()
+	said = string(bytes.TrimSpace(out))
+	if err != nil && said != "" {
+		return "", errors.New(said)
+	} else if err != nil {
+		return "", fmt.Errorf("%s: %w", filepath.Base(cmd.Path), err)
+	}
+	return said, nil
 }
 
 // Unmount takes the mount away; it fails if that is still in use after a moment, since the last user may just be leaving.
@@ -186,5 +203,6 @@ func (c *Conn) unmount() error {
 	if err != nil {
 		return err
 	}
-	return run(exec.Command(helper, "-u", "--", c.mountpoint))
+	_, err = run(exec.Command(helper, "-u", "--", c.mountpoint))
+	return err
 }

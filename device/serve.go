@@ -2,6 +2,7 @@ package device
 
 import (
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -237,9 +238,12 @@ func (c *Conn) answer(w *worker, n int) {
 		c.stir()
 	}
 	w.unique.Store(*uint64At(w.in[0], 8))
+	defer w.unique.Store(0)
+	if c.ended.Load() { // nobody waits for the answer, and end may have been here before
+		return
+	}
 	in := [1][]byte{w.in[0][:n]}
 	m := c.handle(in[:], w.out)
-	w.unique.Store(0)
 	if m == 0 {
 		return
 	}
@@ -258,13 +262,21 @@ func (c *Conn) end(err error) {
 		c.log.Error("fuse: cannot read requests", "err", err)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, w := range c.busy {
+	busy := slices.Clone(c.busy)
+	c.mu.Unlock()
+	for _, w := range busy {
 		if unique := w.unique.Load(); unique != 0 {
-			in := make([]byte, inHeaderSize+8)
-			*uint32At(in, 0), *uint32At(in, 4), *uint64At(in, inHeaderSize) = uint32(len(in)), opInterrupt, unique
-			c.handle([][]byte{in}, [][]byte{make([]byte, page)})
+			c.interrupt(w, unique)
 		}
+	}
+}
+
+// interrupt interrupts a request that a worker answers. The handler has something to say to that while it does not know of the request yet.
+func (c *Conn) interrupt(w *worker, unique uint64) {
+	in := make([]byte, inHeaderSize+8)
+	*uint32At(in, 0), *uint32At(in, 4), *uint64At(in, inHeaderSize) = uint32(len(in)), opInterrupt, unique
+	for c.handle([][]byte{in}, [][]byte{make([]byte, page)}) != 0 && w.unique.Load() == unique {
+		time.Sleep(tick)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,8 @@ type kernel struct {
 	held chan uint64   // requests that are being held
 	let  chan struct{} // closed to let them go
 	done chan struct{} // closed when Serve has returned
+
+	early atomic.Int32 // how many more interrupts come before their request
 
 	mu   sync.Mutex
 	stop map[uint64]chan struct{} // by request, closed when it is interrupted
@@ -74,6 +77,9 @@ func (k *kernel) handle(in, out [][]byte) int {
 	unique := *uint64At(in[0], 8)
 	switch *uint32At(in[0], 4) {
 	case opInterrupt:
+		if k.early.Add(-1) >= 0 {
+			break
+		}
 		close(k.stopped(*uint64At(in[0], inHeaderSize)))
 		return 0
 	case opHold:
@@ -169,7 +175,20 @@ func TestInterruptedAtTheEnd(t *testing.T) {
 		k.send(opHold, 100+i)
 		<-k.held
 	}
+	k.early.Store(2)
 	k.end()
+}
+
+// TestNothingBeginsAfterTheEnd has a worker with a request that it read just before the end, and that nobody would interrupt any more.
+func TestNothingBeginsAfterTheEnd(t *testing.T) {
+	k := newKernel(t)
+	k.end()
+	w := newWorker()
+	*uint32At(w.in[0], 0), *uint32At(w.in[0], 4), *uint64At(w.in[0], 8) = 64, opHold, 100
+	k.conn.answer(w, 64)
+	if len(k.held) > 0 || w.unique.Load() != 0 {
+		t.Error("the request was handled")
+	}
 }
 
 // TestFlags has the options that are bits of mount(2).
