@@ -1,6 +1,7 @@
 package device
 
 import (
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -57,6 +58,7 @@ type serving struct {
 
 // A worker answers requests, one at a time.
 type worker struct {
+	memory  []byte // of in and out
 	in, out [][]byte
 	unique  atomic.Uint64 // of the request that it answers, 0 if none
 	usual   time.Duration // how long its answers take, of late
@@ -74,21 +76,32 @@ const (
 // opInterrupt is what the kernel asks when a request is to be interrupted.
 const opInterrupt = 36
 
-func newWorker() *worker {
+// newWorker returns a worker that must be freed. Its memory is not the heap's: there may be as many workers as requests wait for something slow, nearly all of which are short. A
+// page that is not touched takes nothing here, and need not be cleared.
+func newWorker() (*worker, error) {
+	const inSize = MaxRequest + 2*page
+	memory, err := unix.Mmap(-1, 0, inSize+MaxRequest+page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("memory for requests: %w", err)
+	}
 	// Data of a write is at the beginning of a page; so is that of a read, nearly.
-	in := make([]byte, MaxRequest+2*page)
-	return &worker{in: [][]byte{in[page-writeInSize:]}, out: [][]byte{make([]byte, MaxRequest+page)}}
+	return &worker{memory: memory, in: [][]byte{memory[page-writeInSize : inSize]}, out: [][]byte{memory[inSize:]}}, nil
 }
+
+func (w *worker) free() { _ = unix.Munmap(w.memory) }
 
 // Init answers the first request, by which the kernel makes itself known, and returns the capabilities that it says it has. Handle is for all requests.
 func (c *Conn) Init(handle Handler) (capabilities uint64, err error) {
 	c.handle = handle
-	w := newWorker()
-	n, err := c.sleep(w)
+	w, err := newWorker()
 	if err != nil {
 		return 0, err
 	}
 	c.idle = append(c.idle, w)
+	n, err := c.sleep(w)
+	if err != nil {
+		return 0, err
+	}
 	c.answer(w, n)
 	if errno := -int32(*uint32At(w.out[0], 4)); errno != 0 {
 		return 0, unix.Errno(errno)
@@ -110,10 +123,15 @@ func (c *Conn) Serve() {
 	<-watched
 }
 
-// Close gives the descriptor back. Nobody may use c any more.
-func (c *Conn) Close() { unix.Close(c.fd) }
+// Close gives the descriptor back, and memory. Nobody may use c any more.
+func (c *Conn) Close() {
+	unix.Close(c.fd)
+	for _, w := range c.idle {
+		w.free()
+	}
+}
 
-// start lets one more worker take requests, unless there will be none. Until then at least one runs.
+// start lets one more worker take requests, unless there will be none or there is no memory for it. At least one runs, the first of Serve, which Init has left.
 func (c *Conn) start() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -124,7 +142,10 @@ func (c *Conn) start() {
 	if last := len(c.idle) - 1; last >= 0 {
 		w, c.idle = c.idle[last], c.idle[:last]
 	} else {
-		w = newWorker()
+		var err error
+		if w, err = newWorker(); err != nil {
+			return
+		}
 	}
 	c.busy = append(c.busy, w)
 	c.working.Add(1)
@@ -146,6 +167,8 @@ func (c *Conn) stop(w *worker) {
 	}
 	if len(c.idle) < keep {
 		c.idle = append(c.idle, w)
+	} else {
+		w.free()
 	}
 }
 

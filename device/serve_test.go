@@ -3,6 +3,7 @@ package device
 import (
 	"io"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -145,6 +146,8 @@ func TestOthersGoOn(t *testing.T) {
 	k := newKernel(t)
 	defer k.end()
 	const slow = 40
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
 	for i := range uint64(slow) {
 		k.send(opHold, 100+i)
 		<-k.held
@@ -152,6 +155,10 @@ func TestOthersGoOn(t *testing.T) {
 		if got := k.answer(); got != 1000+i {
 			t.Fatalf("answered %d", got)
 		}
+	}
+	runtime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; got > slow*MaxRequest/2 {
+		t.Errorf("%d requests that wait took %d bytes of the heap", slow, got)
 	}
 	close(k.let)
 	seen := make(map[uint64]bool)
@@ -183,7 +190,11 @@ func TestInterruptedAtTheEnd(t *testing.T) {
 func TestNothingBeginsAfterTheEnd(t *testing.T) {
 	k := newKernel(t)
 	k.end()
-	w := newWorker()
+	w, err := newWorker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.free()
 	*uint32At(w.in[0], 0), *uint32At(w.in[0], 4), *uint64At(w.in[0], 8) = 64, opHold, 100
 	k.conn.answer(w, 64)
 	if len(k.held) > 0 || w.unique.Load() != 0 {
