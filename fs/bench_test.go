@@ -3,6 +3,7 @@ package fs
 import (
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -16,7 +17,7 @@ import (
 )
 
 // unmounted returns a file system on a new volume that serves whoever calls its methods.
-func unmounted(b *testing.B) *FS {
+func unmounted(b testing.TB) *FS {
 	tmp := b.TempDir()
 	k, err := local.Generate(filepath.Join(tmp, "cmk"))
 	if err != nil {
@@ -37,7 +38,7 @@ func unmounted(b *testing.B) *FS {
 	if err != nil {
 		b.Fatal(err)
 	}
-	f := &FS{vol: v, names: v.Names(), layout: layout, chown: true, log: slog.Default()}
+	f := &FS{vol: v, names: v.Names(), layout: layout, chown: os.Geteuid() == 0, log: slog.Default()}
 	if err := f.openRoot(); err != nil {
 		b.Fatal(err)
 	}
@@ -53,7 +54,7 @@ func unmounted(b *testing.B) *FS {
 
 type client struct {
 	*FS
-	b *testing.B
+	b testing.TB
 }
 
 func (c client) ok(s fuse.Status) {

@@ -374,7 +374,8 @@ func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *
 		o, err := f.openOn(f.openKnown, n, fd, true)
 		if err != nil {
 			if at.parent != nil {
-				f.nodes.unlinked(n, at, true)
+				f.nodes.leave(n)
+				f.nodes.unlinked(n, at)
 			}
 			f.nodes.forget(n.id, 1)
 			return err

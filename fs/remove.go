@@ -22,7 +22,8 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 			return err
 		}
 		defer f.journal.Moving()()
-		if err := f.linkNode(n, d, e.Disk); err != nil {
+		at := link{d.node, name}
+		if err := f.linkNode(n, d, e.Disk, at); err != nil {
 			f.dropSideLinks(d, e)
 			return err
 		}
@@ -32,6 +33,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 		if err != nil {
 			// The kernel goes on believing that there is no such entry.
 			_ = unix.Unlinkat(d.fd, e.Disk, 0)
+			f.nodes.unlinked(n, at)
 			f.dropSideLinks(d, e)
 		}
 		return err
@@ -39,15 +41,17 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 	return status(err)
 }
 
-// linkNode gives n the stored name disk in d. An open file is linked through its descriptor: it may have no name yet (O_TMPFILE).
-func (f *FS) linkNode(n *node, d *dir, disk string) error {
+// linkNode gives n the name as, stored as disk in d. An open file is linked through its descriptor: it may have no name yet (O_TMPFILE), and has this one
+// before it can be closed.
+func (f *FS) linkNode(n *node, d *dir, disk string, as link) error {
 	open, err := f.withOpen(n, func(o *openFile) error {
-		return unix.Linkat(unix.AT_FDCWD, procPath(o.fd, ""), d.fd, disk, unix.AT_SYMLINK_FOLLOW)
+		err := unix.Linkat(unix.AT_FDCWD, procPath(o.fd, ""), d.fd, disk, unix.AT_SYMLINK_FOLLOW)
+		if err == nil {
+			f.nodes.named(n, as)
+		}
+		return err
 	})
 	if open {
-		if err == nil {
-			f.nodes.revive(n)
-		}
 		return err
 	}
 	at, ok := f.nodes.where(n)
@@ -61,20 +65,20 @@ func (f *FS) linkNode(n *node, d *dir, disk string) error {
 
 // Unlink implements [fuse.RawFileSystem].
 func (f *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return f.remove(in, name, 0)
+}
+
+// Rmdir implements [fuse.RawFileSystem].
+func (f *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	return f.remove(in, name, unix.AT_REMOVEDIR)
+}
+
+// remove removes an entry as unlinkat does with the given flags.
+func (f *FS) remove(in *fuse.InHeader, name string, flags int) fuse.Status {
 	f.renames.RLock()
 	defer f.renames.RUnlock()
 	return status(f.inDir(f.nodes.get(in.NodeId), name, func(d *dir, e names.Entry) error {
-		n, last, err := f.removing(d, e.Disk, func(st *unix.Stat_t) error {
-			long := ""
-			if st.Mode&unix.S_IFMT == unix.S_IFLNK && st.Nlink == 1 {
-				long, _ = readlinkat(d.fd, e.Disk)
-			}
-			if err := unix.Unlinkat(d.fd, e.Disk, 0); err != nil {
-				return err
-			}
-			f.dropLongTarget(long)
-			return nil
-		})
+		n, last, err := f.removing(d, e.Disk, func() error { return unix.Unlinkat(d.fd, e.Disk, flags) })
 		if err != nil {
 			return err
 		}
@@ -88,62 +92,72 @@ func (f *FS) Unlink(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Stat
 
 // unlinked notes that a name of n is no more.
 func (f *FS) unlinked(n *node, at link, last bool) {
-	f.nodes.unlinked(n, at, last)
-	if last {
+	f.nodes.unlinked(n, at)
+	switch {
+	case n.kind == unix.DT_DIR:
+		f.dirs.remove(n)
+		f.listings.drop(n)
+	case last:
 		f.journal.Unlinked(n.key())
-	} else {
+	default:
 		f.journal.Renamed()
 	}
 }
 
 // removing runs remove, which takes the entry disk out of d, and returns the node of the entry (nil if the kernel does not
 // know it) and whether that was its last name. The node stays locked meanwhile, so that of two
-// requests that remove the last two names one sees the last. To a file with one name nobody gives another meanwhile: the kernel keeps it locked, too.
-func (f *FS) removing(d *dir, disk string, remove func(st *unix.Stat_t) error) (n *node, last bool, err error) {
+// requests that remove the last two names one sees the last. To what has one name nobody gives another meanwhile: the kernel keeps it locked, too.
+func (f *FS) removing(d *dir, disk string, remove func() error) (n *node, last bool, err error) {
 	var st unix.Stat_t
 	if err := f.statEntry(d, disk, &st); err != nil {
 		return nil, false, err
 	}
 	n = f.nodes.find(inodeOf(&st))
 	if n == nil {
-		return nil, false, remove(&st)
+		return nil, false, f.removeWhole(d, disk, &st, remove)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if st.Nlink > 1 {
+	isDir := n.kind == unix.DT_DIR
+	if st.Nlink > 1 && !isDir {
 		if err := f.statEntry(d, disk, &st); err != nil {
 			return nil, false, err
 		}
 	}
-	last = st.Nlink == 1 || n.kind == unix.DT_DIR
-	err = remove(&st)
-	if err == nil && last && n.open == nil {
+	if last = st.Nlink == 1 || isDir; last {
+		f.nodes.leave(n)
+	}
+	if err := f.removeWhole(d, disk, &st, remove); err != nil {
+		if last {
+			f.nodes.stay(n)
+		}
+		return nil, false, err
+	}
+	if last && n.open == nil {
+		st.Nlink = 0
 		f.nodes.remember(n, &st)
 	}
-	return n, last, err
+	return n, last, nil
 }
 
-// Rmdir implements [fuse.RawFileSystem].
-func (f *FS) Rmdir(_ <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
-	f.renames.RLock()
-	defer f.renames.RUnlock()
-	return status(f.inDir(f.nodes.get(in.NodeId), name, func(d *dir, e names.Entry) error {
-		var st unix.Stat_t
-		if err := unix.Fstatat(d.fd, e.Disk, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return err
+// removeWhole runs remove, which takes the entry disk out of d, and removes what belongs to the entry: the side links in a directory, the long target of a
+// symbolic link.
+func (f *FS) removeWhole(d *dir, disk string, st *unix.Stat_t, remove func() error) error {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return f.emptied(d.fd, disk, remove)
+	case unix.S_IFLNK:
+		if st.Nlink > 1 {
+			break
 		}
-		if err := f.emptied(d.fd, e.Disk, func() error { return unix.Unlinkat(d.fd, e.Disk, unix.AT_REMOVEDIR) }); err != nil {
-			return err
+		target, _ := readlinkat(d.fd, disk)
+		err := remove()
+		if err == nil {
+			f.dropLongTarget(target)
 		}
-		f.dropSideLinks(d, e)
-		if n := f.nodes.find(inodeOf(&st)); n != nil {
-			f.dirs.remove(n)
-			f.listings.drop(n)
-			f.nodes.remember(n, &st)
-			f.nodes.unlinked(n, link{d.node, name}, true)
-		}
-		return nil
-	}))
+		return err
+	}
+	return remove()
 }
 
 // emptied takes the side links out of the directory disk, if nothing else is in it, and runs remove, which needs it empty; if that

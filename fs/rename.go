@@ -56,28 +56,12 @@ func (f *FS) rename(from, to place, flags uint) error {
 	move := func() error {
 		return unix.Renameat2(from.dir.fd, from.entry.Disk, to.dir.fd, to.entry.Disk, flags)
 	}
-	bothDirs := old.Mode&unix.S_IFMT == unix.S_IFDIR && target.Mode&unix.S_IFMT == unix.S_IFDIR
 	var gone *node // what the rename replaced, if the kernel knows it
 	last := false
-	switch {
-	case !replaces, flags&(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0, inodeOf(&old) == inodeOf(&target):
+	if !replaces || flags&(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 || inodeOf(&old) == inodeOf(&target) {
 		err = move()
-		replaces = false
-	case bothDirs:
-		err = f.emptied(to.dir.fd, to.entry.Disk, move)
-		gone, last = f.nodes.find(inodeOf(&target)), true
-	default:
-		gone, last, err = f.removing(to.dir, to.entry.Disk, func(st *unix.Stat_t) error {
-			long := ""
-			if st.Mode&unix.S_IFMT == unix.S_IFLNK && st.Nlink == 1 {
-				long, _ = readlinkat(to.dir.fd, to.entry.Disk)
-			}
-			if err := move(); err != nil {
-				return err
-			}
-			f.dropLongTarget(long)
-			return nil
-		})
+	} else {
+		gone, last, err = f.removing(to.dir, to.entry.Disk, move)
 	}
 	if err != nil {
 		f.dropSideLinks(to.dir, to.entry)
@@ -95,12 +79,7 @@ func (f *FS) rename(from, to place, flags uint) error {
 		if other := f.nodes.find(inodeOf(&target)); other != nil {
 			f.nodes.moved(other, to.link, from.link)
 		}
-	} else if replaces && gone != nil {
-		if gone.kind == unix.DT_DIR {
-			f.dirs.remove(gone)
-			f.listings.drop(gone)
-			f.nodes.remember(gone, &target)
-		}
+	} else if gone != nil {
 		f.unlinked(gone, to.link, last)
 	}
 	if moved != nil {

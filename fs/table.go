@@ -28,7 +28,7 @@ type node struct {
 	dev  uint32 // the kernel's device numbers have 32 bits
 	kind uint8  // unix.DT_REG and so on
 
-	gone bool // the last name was removed; guarded by table.mu
+	gone bool // the last name was removed, or is about to be: the number of the inode may be another's; guarded by table.mu
 
 	attrs     uint8 // whether it has extended attributes, see lookForAttrs; guarded by mu
 	prefilled bool  // the kernel was given the content, see FS.prefill; guarded by mu
@@ -60,7 +60,7 @@ type table struct {
 
 	// What few nodes have, guarded by mu.
 	more    map[*node][]link       // further names of hard-linked files
-	removed map[*node]*unix.Stat_t // attributes of what was removed and is not open, for those who still have a path to it
+	removed map[*node]*unix.Stat_t // attributes of what has no known name and is not open, for those who still have a path to it
 }
 
 func (t *table) init(root *node) {
@@ -148,17 +148,26 @@ func (t *table) unlinkLocked(n *node, at link) {
 	t.release(at.parent, 1)
 }
 
-// unlinked notes that a name of n is no more; last says that it was the inode's last one.
-func (t *table) unlinked(n *node, at link, last bool) {
+// unlinked notes that a name of n is no more.
+func (t *table) unlinked(n *node, at link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.unlinkLocked(n, at)
-	if last {
-		n.gone = true
-	}
 }
 
-// remember keeps the attributes of what has no name any more.
+// leave says that n is about to lose its last name: from then on the file system below may give its inode number to another file, which is not to be taken for n.
+func (t *table) leave(n *node) { t.setGone(n, true) }
+
+// stay takes back what leave said.
+func (t *table) stay(n *node) { t.setGone(n, false) }
+
+func (t *table) setGone(n *node, gone bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.gone = gone
+}
+
+// remember keeps the attributes of what has no name that is known, and is not open.
 func (t *table) remember(n *node, st *unix.Stat_t) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -166,30 +175,29 @@ func (t *table) remember(n *node, st *unix.Stat_t) {
 		return
 	}
 	kept := *st
-	kept.Nlink = 0
 	put(&t.removed, n, &kept)
+	n.gone = st.Nlink == 0
 }
 
-// remembered returns what remember kept, nil if n has a name.
+// remembered returns what remember kept, nil if nothing is.
 func (t *table) remembered(n *node) *unix.Stat_t {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.removed[n]
 }
 
-// revive makes a file without a name, which has just got one, known by its inode again.
-func (t *table) revive(n *node) {
+// named notes a name that n got.
+func (t *table) named(n *node, at link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n.gone = false
-	drop(&t.removed, n)
+	t.addLink(n, at)
 }
 
-// nameless reports whether n has lost its last name, or never had one.
+// nameless reports whether n has lost its last name, or none is known.
 func (t *table) nameless(n *node) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return n.link.parent == nil
+	return n.gone || n.link.parent == nil
 }
 
 // moved notes that n has another name than it had.

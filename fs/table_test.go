@@ -87,21 +87,22 @@ func TestNamesOfANode(t *testing.T) {
 		}
 	}
 	want(a)
-	table.unlinked(n, a, false)
+	table.unlinked(n, a)
 	want(c)
-	table.unlinked(n, link{table.root, "never"}, false)
+	table.unlinked(n, link{table.root, "never"})
 	want(c)
 	table.moved(n, c, a)
 	want(b)
-	table.unlinked(n, b, false)
+	table.unlinked(n, b)
 	want(a)
-	table.unlinked(n, a, true)
+	table.leave(n)
+	table.unlinked(n, a)
 	table.remember(n, file(4))
 	want(link{})
 	if table.remembered(n) == nil || table.find(n.key()) != nil || table.get(n.id) != n {
 		t.Fatal("what was removed is found by its inode, or not by its number")
 	}
-	table.revive(n)
+	table.named(n, a)
 	if table.look(file(4), a) != n || table.remembered(n) != nil {
 		t.Fatal("what has a name again is not found by its inode, or its attributes are those of what was removed")
 	}
@@ -114,10 +115,25 @@ func TestNamesOfANode(t *testing.T) {
 func TestFoundByAnotherName(t *testing.T) {
 	table := newTable()
 	n := table.look(file(3), link{table.root, "a"})
-	table.unlinked(n, link{table.root, "a"}, false)
-	table.remember(n, file(3))
+	table.unlinked(n, link{table.root, "a"})
+	kept := file(3)
+	kept.Nlink = 1
+	table.remember(n, kept)
 	if table.look(file(3), link{table.root, "b"}) != n || table.remembered(n) != nil {
 		t.Fatal("the file has the attributes of what was removed")
+	}
+}
+
+// A file that never had a name, and was closed, has left its inode number to others.
+func TestNeverNamed(t *testing.T) {
+	table := newTable()
+	n := table.look(file(3), link{})
+	if table.find(n.key()) != n {
+		t.Fatal("an open file without a name is not found")
+	}
+	table.remember(n, file(3))
+	if table.look(file(3), link{table.root, "new"}) == n {
+		t.Fatal("a new file with the inode number is taken for it")
 	}
 }
 
