@@ -98,6 +98,8 @@ const (
 
 // inherits reports whether entries made in n get their permissions from a default ACL.
 func (f *FS) inherits(n *node) bool {
+	f.renames.RLock()
+	defer f.renames.RUnlock()
 	d, err := f.dir(n)
 	if err != nil {
 		return false // the request itself will tell
@@ -106,6 +108,8 @@ func (f *FS) inherits(n *node) bool {
 	if known := d.acl.Load(); known != aclUnknown {
 		return known == aclDefault
 	}
+	n.mu.Lock() // so that what is found is no older than what aclChanged has forgotten
+	defer n.mu.Unlock()
 	known := int32(aclNone)
 	size, err := unix.Lgetxattr(procPath(d.fd, "."), aclDefaultName, nil)
 	if err == nil && size > 0 {

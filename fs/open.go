@@ -417,12 +417,14 @@ func (o *openFile) written(handle uint64, flags uint32) error {
 
 // Tmpfile implements [fuse.RawFileSystem]: a file without a name.
 func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	mode := f.mode(in.NodeId, in.Mode&07777, in.Umask)
+	f.renames.RLock()
+	defer f.renames.RUnlock()
 	d, err := f.dir(f.nodes.get(in.NodeId))
 	if err != nil {
 		return status(err)
 	}
 	defer f.dirs.release(d)
-	mode := f.mode(in.NodeId, in.Mode&07777, in.Umask)
 	flags := unix.O_RDWR | unix.O_TMPFILE | unix.O_NOATIME | unix.O_CLOEXEC | int(in.Flags)&unix.O_EXCL
 	fd, err := unix.Openat(d.fd, ".", flags, mode)
 	if err != nil {

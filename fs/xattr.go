@@ -267,7 +267,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data 
 	}))
 }
 
-// aclChanged makes inherits look again.
+// aclChanged makes inherits look again. n.mu is held.
 func (f *FS) aclChanged(n *node) {
 	if d := f.dirs.cached(n); d != nil {
 		d.acl.Store(aclUnknown)
