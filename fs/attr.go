@@ -184,7 +184,11 @@ func (f *FS) found(d *dir, e names.Entry, name string, out *fuse.EntryOut) error
 }
 
 // Forget implements [fuse.RawFileSystem].
-func (f *FS) Forget(id, lookups uint64) { f.nodes.forget(id, lookups) }
+func (f *FS) Forget(id, lookups uint64) {
+	for _, n := range f.nodes.forget(id, lookups) {
+		f.closeDir(n)
+	}
+}
 
 // GetAttr implements [fuse.RawFileSystem].
 func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {

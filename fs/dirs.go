@@ -233,7 +233,13 @@ func (c *dirs) release(d *dir) {
 	}
 }
 
-// remove takes a directory that was removed out of the cache.
+// closeDir closes what is held open of a directory that was removed or forgotten.
+func (f *FS) closeDir(n *node) {
+	f.dirs.remove(n)
+	f.listings.drop(n)
+}
+
+// remove takes a directory out of the cache.
 func (c *dirs) remove(n *node) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -95,8 +95,7 @@ func (f *FS) unlinked(n *node, at link, last bool) {
 	f.nodes.unlinked(n, at)
 	switch {
 	case n.kind == unix.DT_DIR:
-		f.dirs.remove(n)
-		f.listings.drop(n)
+		f.closeDir(n)
 	case last:
 		f.journal.Unlinked(n.key())
 	default:

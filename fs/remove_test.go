@@ -86,3 +86,36 @@ func TestLinkedAndClosed(t *testing.T) {
 		}
 	})
 }
+
+// Nothing of a directory is held open when the kernel has forgotten it: it may be removed later, as another node, and its space is to be free then.
+func TestForgottenDirectoryIsClosed(t *testing.T) {
+	f := unmounted(t)
+	c := client{f, t}
+	in := fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}
+	var made [2]fuse.EntryOut
+	for i := range made {
+		c.ok(c.Mkdir(nil, &fuse.MkdirIn{InHeader: in, Mode: 0o755}, "dir", &made[i]))
+		in.NodeId = made[i].NodeId
+	}
+	outer, inner := f.nodes.get(made[0].NodeId), f.nodes.get(made[1].NodeId)
+	for _, n := range []*node{outer, inner} {
+		d, err := f.dir(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := f.listings.take(d, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.listings.keep(l)
+		f.dirs.release(d)
+	}
+	f.Forget(outer.id, 1)
+	if len(f.dirs.open) != 3 || len(f.listings.lru) != 2 {
+		t.Fatalf("%d directories and %d listings are open while all are in use", len(f.dirs.open), len(f.listings.lru))
+	}
+	f.Forget(inner.id, 1)
+	if len(f.dirs.open) != 1 || len(f.listings.lru) != 0 {
+		t.Errorf("%d directories and %d listings are open, want the root alone", len(f.dirs.open), len(f.listings.lru))
+	}
+}

@@ -61,6 +61,8 @@ type table struct {
 	// What few nodes have, guarded by mu.
 	more    map[*node][]link       // further names of hard-linked files
 	removed map[*node]*unix.Stat_t // attributes of what has no known name and is not open, for those who still have a path to it
+
+	forgotten []*node // directories, see forget; guarded by mu
 }
 
 func (t *table) init(root *node) {
@@ -215,13 +217,15 @@ func (t *table) where(n *node) (at link, ok bool) {
 	return n.link, n.link.parent != nil
 }
 
-// forget takes back references of the kernel's.
-func (t *table) forget(id, lookups uint64) {
+// forget takes back references of the kernel's, and returns the directories that are forgotten since it was called last.
+func (t *table) forget(id, lookups uint64) (directories []*node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.known.get(id); n != nil {
 		t.release(n, lookups)
 	}
+	directories, t.forgotten = t.forgotten, nil
+	return directories
 }
 
 // release takes back references to n. With the last, n is forgotten, and then what nothing else refers to above it. t.mu is held.
@@ -230,6 +234,9 @@ func (t *table) release(n *node, refs uint64) {
 		return
 	}
 	t.known.remove(n)
+	if n.kind == unix.DT_DIR {
+		t.forgotten = append(t.forgotten, n)
+	}
 	drop(&t.removed, n)
 	for n.link.parent != nil {
 		t.unlinkLocked(n, n.link)
