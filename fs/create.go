@@ -29,6 +29,7 @@ func (f *FS) makeEntry(in *fuse.InHeader, name string, mode uint32, out *fuse.En
 			f.dropSideLinks(d, e)
 			return err
 		}
+		defer f.changedIn(d)
 		var st unix.Stat_t
 		if err := f.giveTo(in.Caller, d.fd, e.Disk, &st); err != nil {
 			f.undo(d, e, mode)

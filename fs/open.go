@@ -346,6 +346,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 			f.dropSideLinks(d, e)
 			return err
 		}
+		defer f.changedIn(d)
 		if err := f.created(in.Caller, in.Flags, link{d.node, name}, d, fd, out); err != nil {
 			f.undo(d, e, unix.S_IFREG) // the kernel goes on believing that there is no such entry
 			return err

@@ -32,7 +32,8 @@ type listing struct {
 }
 
 // listings keeps those that are likely to be gone on with, the one used last in front. Kernels from 5.1 on open directories without asking, so there is
-// nothing to know them by but the directory and the offset. Who is not found here, because others have listed many directories since, seeks.
+// nothing to know them by but the directory and the offset. Who is not found here, because others have listed many
+// directories since, or because the directory has changed, seeks.
 type listings struct {
 	mu  sync.Mutex
 	lru []*listing // guarded by mu
@@ -90,8 +91,8 @@ func (c *listings) keep(l *listing) {
 	c.close(old)
 }
 
-// drop ends the listings of a directory that was removed, all of them if n is nil.
-func (c *listings) drop(n *node) {
+// drop ends the listings of a directory that are kept, all there are if n is nil, and reports whether there were any.
+func (c *listings) drop(n *node) bool {
 	c.mu.Lock()
 	var old []*listing
 	c.lru = slices.DeleteFunc(c.lru, func(l *listing) bool {
@@ -104,6 +105,15 @@ func (c *listings) drop(n *node) {
 	c.mu.Unlock()
 	for _, l := range old {
 		c.close(l)
+	}
+	return len(old) > 0
+}
+
+// changedIn is called when entries of d have changed, before the kernel hears of it. Whoever begins to list d afterwards is to find the change, but may go on where somebody is now
+// who began before: with what that one has read ahead, and, since the kernel keeps what it has listed before it has all of it, with what is kept there.
+func (f *FS) changedIn(d *dir) {
+	if f.listings.drop(d.node) {
+		_ = f.kernel.Invalidate(d.node.id, 0, 0)
 	}
 }
 

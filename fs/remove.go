@@ -27,6 +27,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 			f.dropSideLinks(d, e)
 			return err
 		}
+		defer f.changedIn(d)
 		f.journal.Changed(n.key())
 		f.journal.Moved(d.fd, e.Disk)
 		err := f.found(d, e, name, out)
@@ -82,6 +83,7 @@ func (f *FS) remove(in *fuse.InHeader, name string, flags int) fuse.Status {
 		if err != nil {
 			return err
 		}
+		f.changedIn(d)
 		f.dropSideLinks(d, e)
 		if n != nil {
 			f.unlinked(n, link{d.node, name}, last)

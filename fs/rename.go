@@ -67,6 +67,8 @@ func (f *FS) rename(from, to place, flags uint) error {
 		f.dropSideLinks(to.dir, to.entry)
 		return err
 	}
+	f.changedIn(from.dir)
+	f.changedIn(to.dir)
 	f.dropSideLinks(from.dir, from.entry)
 	if inodeOf(&old) == inodeOf(&target) {
 		return nil // two names of one file: nothing happens
