@@ -11,8 +11,12 @@ import (
 // hashBits is how much of a node's number is the hash of its inode. What is left to the sequence number lasts for 10^12 nodes; the hash, for lists that stay short, for 16 million at a time.
 const hashBits = 24
 
-// manyNodes is for how many nodes there must have been room, three quarters of it empty now, for memory to be given back at once: about 7 MB.
-const manyNodes = 1 << 16
+const (
+	// manyNodes is how many nodes there must have been for memory to be given back when most are forgotten: about 7 MB.
+	manyNodes = 1 << 16
+	// fewNodes is how many may be left when memory is given back for the last time.
+	fewNodes = manyNodes >> 10
+)
 
 // An index finds nodes by the kernel's numbers and by their inodes. One table serves both, because the number that it gives a node ends with the hash of the inode.
 //
@@ -22,6 +26,7 @@ type index struct {
 	seed  maphash.Seed
 	last  uint64  // sequence number of the node that was added last
 	lists []*node // linked by node.next
+	most  int     // how many nodes there were since there were few
 }
 
 func newIndex() index { return index{seed: maphash.MakeSeed(), lists: make([]*node, 1)} }
@@ -96,10 +101,15 @@ func (x *index) remove(n *node) {
 	x.lists[last] = nil
 	x.lists = x.lists[:last]
 	x.putAll(rest)
-	if room := cap(x.lists); room > 4*len(x.lists) {
+	x.most = max(x.most, last)
+	if cap(x.lists) > 4*len(x.lists) {
 		x.lists = slices.Clone(x.lists)
-		if room >= manyNodes {
-			go debug.FreeOSMemory() // which an idle process would do, by and by, after some minutes
+		if x.most >= manyNodes {
+			// An idle process would do that by and by, after some minutes. Once is not enough: those that are left may lie in as many pages as all of them did.
+			go debug.FreeOSMemory()
+		}
+		if last <= fewNodes {
+			x.most = 0
 		}
 	}
 }
