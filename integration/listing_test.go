@@ -1,0 +1,96 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestListingBegunAfterChange lists a directory while another listing of it, which began before the last change, goes on: what there was when a listing began is in it, and what was gone is not.
+func TestListingBegunAfterChange(t *testing.T) {
+	const rounds, files = 150, 800
+	dir := filepath.Join(newVolume(t).mount(t), "dir")
+	must(t, os.Mkdir(dir, 0o755))
+	for i := range files {
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint("file", i)), nil, 0o644))
+	}
+	rnd := rand.New(rand.NewPCG(1, 0))
+	sizes := []int{300, 4096, 32 << 10}
+	// Half of the listings go on by turns.
+	list := func(l, other *dirReader) (all []string) {
+		size, turns := sizes[1+rnd.IntN(2)], rnd.IntN(2) == 0
+		for {
+			some := l.next(t, size)
+			if len(some) == 0 {
+				return all
+			}
+			all = append(all, some...)
+			if turns {
+				other.next(t, size)
+			}
+		}
+	}
+	goOn := func(l *dirReader) {
+		for range rnd.IntN(6) {
+			l.next(t, sizes[rnd.IntN(len(sizes))])
+		}
+	}
+	for round := range rounds {
+		older, l := openDirectory(t, dir), openDirectory(t, dir)
+		want := func(what string, found bool, count int) {
+			t.Helper()
+			all := list(l, older)
+			if got := slices.Contains(all, "new"); got != found || len(all) != count {
+				t.Errorf("round %d, %s: %d entries and not %d, with the new one: %v", round, what, len(all), count, got)
+			}
+			l.rewind(t)
+		}
+		goOn(older)
+		must(t, os.WriteFile(filepath.Join(dir, "new"), nil, 0o644))
+		goOn(older)
+		want("made", true, files+1)
+		goOn(older)
+		want("begun anew", true, files+1)
+		must(t, os.Remove(filepath.Join(dir, "new")))
+		goOn(older)
+		want("removed", false, files)
+		older.close(t)
+		l.close(t)
+	}
+}
+
+// A dirReader lists a directory by as many bytes of entries at a time as it is told.
+type dirReader struct{ fd int }
+
+func openDirectory(t *testing.T, dir string) *dirReader {
+	t.Helper()
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	return &dirReader{fd}
+}
+
+// next returns the next names but . and .., none at the end.
+func (d *dirReader) next(t *testing.T, size int) (names []string) {
+	t.Helper()
+	buf := make([]byte, size)
+	n, err := unix.Getdents(d.fd, buf)
+	must(t, err)
+	_, _, names = unix.ParseDirent(buf[:n], -1, nil)
+	return names
+}
+
+func (d *dirReader) rewind(t *testing.T) {
+	t.Helper()
+	_, err := unix.Seek(d.fd, 0, 0)
+	must(t, err)
+}
+
+func (d *dirReader) close(t *testing.T) {
+	t.Helper()
+	must(t, unix.Close(d.fd))
+}
