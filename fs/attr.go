@@ -186,7 +186,11 @@ func (f *FS) found(d *dir, e names.Entry, name string, out *fuse.EntryOut) error
 // Forget implements [fuse.RawFileSystem].
 func (f *FS) Forget(id, lookups uint64) {
 	for _, n := range f.nodes.forget(id, lookups) {
-		f.closeDir(n)
+		if n.kind == unix.DT_DIR {
+			f.closeDir(n)
+		} else {
+			f.forceClose(n) // see keep
+		}
 	}
 }
 
@@ -206,6 +210,9 @@ func (f *FS) getattr(n *node, out *fuse.AttrOut) fuse.Status {
 	}
 	out.SetTimeout(lifetime)
 	f.attr(&st, func() (string, error) { return f.readlink(n) }, &out.Attr)
+	if target, ok := f.nodes.keptTarget(n); ok {
+		out.Size = uint64(len(target)) // a long one is not stored any more
+	}
 	return fuse.OK
 }
 

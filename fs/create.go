@@ -201,23 +201,31 @@ func (f *FS) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status
 	if n == nil {
 		return nil, fuse.Status(unix.ESTALE)
 	}
-	disk, err := f.readlink(n)
+	if target, ok := f.nodes.keptTarget(n); ok {
+		return []byte(target), fuse.OK
+	}
+	stored, err := f.readlink(n)
 	if err != nil {
 		return nil, status(err)
 	}
-	var target string
-	if id, ok := names.ParseLongTarget(disk); ok {
-		var blob []byte
-		if blob, err = f.longTarget(id); err == nil {
-			target, err = f.names.OpenLongTarget(blob)
-		}
-	} else {
-		target, err = f.names.OpenTarget(disk)
-	}
+	target, err := f.target(stored)
 	if err != nil {
 		return nil, f.fail(n, "read the target of", err)
 	}
 	return []byte(target), fuse.OK
+}
+
+// target opens the stored target of a symbolic link.
+func (f *FS) target(stored string) (string, error) {
+	id, ok := names.ParseLongTarget(stored)
+	if !ok {
+		return f.names.OpenTarget(stored)
+	}
+	blob, err := f.longTarget(id)
+	if err != nil {
+		return "", err
+	}
+	return f.names.OpenLongTarget(blob)
 }
 
 // readlink reads the stored target of a symbolic link.

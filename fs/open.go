@@ -33,9 +33,7 @@ func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		return fuse.Status(unix.ESTALE)
 	}
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
-	if _, err := f.acquire(interrupt(cancel), n, write); err == unix.ESTALE {
-		return fuse.ENOENT // its name went to another file meanwhile
-	} else if err != nil {
+	if _, err := f.acquire(interrupt(cancel), n, write); err != nil {
 		return f.fail(n, "open", err)
 	}
 	if out.OpenFlags = openFlags(write); !write && in.Flags&unix.O_DIRECT == 0 {
@@ -156,6 +154,11 @@ func (f *FS) acquireLocked(open opener, n *node, write bool) (*openFile, error) 
 func (f *FS) release(n *node) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return f.releaseLocked(n)
+}
+
+// releaseLocked is release for callers that hold n.mu.
+func (f *FS) releaseLocked(n *node) error {
 	if n.open == nil {
 		return nil
 	}
@@ -178,7 +181,7 @@ func (f *FS) release(n *node) error {
 	return err
 }
 
-// forceClose closes a file whatever its users; the mount is gone.
+// forceClose closes a file whatever its users: the kernel has forgotten it, or the mount is gone.
 func (f *FS) forceClose(n *node) {
 	n.mu.Lock()
 	if n.open != nil {

@@ -79,7 +79,7 @@ func (f *FS) remove(in *fuse.InHeader, name string, flags int) fuse.Status {
 	f.renames.RLock()
 	defer f.renames.RUnlock()
 	return status(f.inDir(f.nodes.get(in.NodeId), name, func(d *dir, e names.Entry) error {
-		n, last, err := f.removing(d, e.Disk, func() error { return unix.Unlinkat(d.fd, e.Disk, flags) })
+		n, last, err := f.removing(d, e.Disk, false, func() error { return unix.Unlinkat(d.fd, e.Disk, flags) })
 		if err != nil {
 			return err
 		}
@@ -107,8 +107,9 @@ func (f *FS) unlinked(n *node, at link, last bool) {
 
 // removing runs remove, which takes the entry disk out of d, and returns the node of the entry (nil if the kernel does not
 // know it) and whether that was its last name. The node stays locked meanwhile, so that of two
-// requests that remove the last two names one sees the last. To what has one name nobody gives another meanwhile: the kernel keeps it locked, too.
-func (f *FS) removing(d *dir, disk string, remove func() error) (n *node, last bool, err error) {
+// requests that remove the last two names one sees the last. To what has one name nobody gives another meanwhile: the kernel keeps it locked, too. With replace, something else
+// takes the name, see keep.
+func (f *FS) removing(d *dir, disk string, replace bool, remove func() error) (n *node, last bool, err error) {
 	var st unix.Stat_t
 	if err := f.statEntry(d, disk, &st); err != nil {
 		return nil, false, err
@@ -125,13 +126,19 @@ func (f *FS) removing(d *dir, disk string, remove func() error) (n *node, last b
 			return nil, false, err
 		}
 	}
-	if last = st.Nlink == 1 || isDir; last {
+	last = st.Nlink == 1 || isDir
+	undo := func() {}
+	if last && replace {
+		undo = f.keep(n, d, disk, &st)
+	}
+	if last {
 		f.nodes.leave(n)
 	}
 	if err := f.removeWhole(d, disk, &st, remove); err != nil {
 		if last {
 			f.nodes.stay(n)
 		}
+		undo()
 		return nil, false, err
 	}
 	if last && n.open == nil {
@@ -139,6 +146,32 @@ func (f *FS) removing(d *dir, disk string, remove func() error) (n *node, last b
 		f.nodes.remember(n, &st)
 	}
 	return n, last, nil
+}
+
+// keep has n, whose place d's entry disk is about to be taken, go on as it is for as long as the kernel knows it: a program that has looked up the name may just be about to open it, and
+// must not be told that there is nothing. n.mu is held, and renames for writing.
+func (f *FS) keep(n *node, d *dir, disk string, st *unix.Stat_t) (undo func()) {
+	switch n.kind {
+	case unix.DT_REG:
+		if n.open == nil {
+			o, err := f.openNode(f.openKnown, n, false)
+			if err != nil {
+				break // nobody else can open it either, or a CMK would have to be asked
+			}
+			n.open = o
+		}
+		n.open.refs++
+		return func() { f.releaseLocked(n) }
+	case unix.DT_LNK:
+		stored, err := readlinkat(d.fd, disk)
+		if err != nil {
+			break
+		}
+		if target, err := f.target(stored); err == nil {
+			f.nodes.keepTarget(n, target, st)
+		}
+	}
+	return func() {}
 }
 
 // removeWhole runs remove, which takes the entry disk out of d, and removes what belongs to the entry: the side links in a directory, the long target of a

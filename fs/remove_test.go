@@ -35,13 +35,13 @@ func TestInodeNumberIsFreeAtOnce(t *testing.T) {
 	}{{"open", open}, {"closed", closed}, {"dir", f.nodes.get(made.NodeId)}} {
 		name, n := at.name, at.n
 		inRoot(t, f, name, func(d *dir, e names.Entry) {
-			if _, _, err := f.removing(d, e.Disk, func() error { return unix.EIO }); err != unix.EIO {
+			if _, _, err := f.removing(d, e.Disk, false, func() error { return unix.EIO }); err != unix.EIO {
 				t.Errorf("%s: removed: %v", name, err)
 			}
 			if f.nodes.find(n.key()) != n {
 				t.Errorf("%s is not found after it could not be removed", name)
 			}
-			removed, last, err := f.removing(d, e.Disk, func() error {
+			removed, last, err := f.removing(d, e.Disk, false, func() error {
 				if f.nodes.find(n.key()) != nil {
 					t.Errorf("%s is found by its inode while that goes", name)
 				}

@@ -61,7 +61,7 @@ func (f *FS) rename(from, to place, flags uint) error {
 	if !replaces || flags&(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 || inodeOf(&old) == inodeOf(&target) {
 		err = move()
 	} else {
-		gone, last, err = f.removing(to.dir, to.entry.Disk, move)
+		gone, last, err = f.removing(to.dir, to.entry.Disk, true, move)
 	}
 	if err != nil {
 		f.dropSideLinks(to.dir, to.entry)

@@ -61,8 +61,9 @@ type table struct {
 	// What few nodes have, guarded by mu.
 	more    map[*node][]link       // further names of hard-linked files
 	removed map[*node]*unix.Stat_t // attributes of what has no known name and is not open, for those who still have a path to it
+	targets map[*node]string       // of symbolic links whose names went to something else
 
-	forgotten []*node // directories, see forget; guarded by mu
+	forgotten []*node // see forget; guarded by mu
 }
 
 func (t *table) init(root *node) {
@@ -127,6 +128,7 @@ func (t *table) addLink(n *node, at link) {
 	}
 	n.gone = false
 	drop(&t.removed, n)
+	drop(&t.targets, n)
 }
 
 // unlinkLocked forgets a name of n. t.mu is held.
@@ -158,15 +160,37 @@ func (t *table) unlinked(n *node, at link) {
 }
 
 // leave says that n is about to lose its last name: from then on the file system below may give its inode number to another file, which is not to be taken for n.
-func (t *table) leave(n *node) { t.setGone(n, true) }
-
-// stay takes back what leave said.
-func (t *table) stay(n *node) { t.setGone(n, false) }
-
-func (t *table) setGone(n *node, gone bool) {
+func (t *table) leave(n *node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n.gone = gone
+	n.gone = true
+}
+
+// stay takes back what leave and keepTarget said.
+func (t *table) stay(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.gone = false
+	drop(&t.removed, n)
+	drop(&t.targets, n)
+}
+
+// keepTarget keeps the target and the attributes of a symbolic link that is about to lose its name.
+func (t *table) keepTarget(n *node, target string, st *unix.Stat_t) {
+	t.remember(n, st)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n.refs > 0 {
+		put(&t.targets, n, target)
+	}
+}
+
+// keptTarget returns what keepTarget kept; ok is false if nothing is.
+func (t *table) keptTarget(n *node) (target string, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	target, ok = t.targets[n]
+	return target, ok
 }
 
 // remember keeps the attributes of what has no name that is known, and is not open.
@@ -217,15 +241,15 @@ func (t *table) where(n *node) (at link, ok bool) {
 	return n.link, n.link.parent != nil
 }
 
-// forget takes back references of the kernel's, and returns the directories that are forgotten since it was called last.
-func (t *table) forget(id, lookups uint64) (directories []*node) {
+// forget takes back references of the kernel's, and returns what is forgotten since it was called last and may be held open: directories, and what was removed.
+func (t *table) forget(id, lookups uint64) (opened []*node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.known.get(id); n != nil {
 		t.release(n, lookups)
 	}
-	directories, t.forgotten = t.forgotten, nil
-	return directories
+	opened, t.forgotten = t.forgotten, nil
+	return opened
 }
 
 // release takes back references to n. With the last, n is forgotten, and then what nothing else refers to above it. t.mu is held.
@@ -234,10 +258,11 @@ func (t *table) release(n *node, refs uint64) {
 		return
 	}
 	t.known.remove(n)
-	if n.kind == unix.DT_DIR {
+	if n.kind == unix.DT_DIR || n.gone {
 		t.forgotten = append(t.forgotten, n)
 	}
 	drop(&t.removed, n)
+	drop(&t.targets, n)
 	for n.link.parent != nil {
 		t.unlinkLocked(n, n.link)
 	}

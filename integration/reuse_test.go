@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -101,4 +102,43 @@ func nameless(dir string) error {
 		return err
 	}
 	return unix.Close(fd)
+}
+
+// TestReplacedMeanwhile has other files and links take the names of those that a program has looked up and is about to open or to read: it gets what was there, as on ext4.
+func TestReplacedMeanwhile(t *testing.T) {
+	plain := newVolume(t).mount(t)
+	path := func(name string) string { return filepath.Join(plain, name) }
+	must(t, os.WriteFile(path("file"), []byte("old"), 0o644))
+	long := strings.Repeat("long/", 700)
+	must(t, os.Symlink("old", path("link")))
+	must(t, os.Symlink(long, path("long")))
+	found := func(name string) int {
+		fd, err := unix.Open(path(name), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		must(t, err)
+		t.Cleanup(func() { unix.Close(fd) })
+		return fd
+	}
+	file, link, longLink := found("file"), found("link"), found("long")
+	must(t, os.WriteFile(path("new"), []byte("new"), 0o644))
+	must(t, os.Rename(path("new"), path("file")))
+	for _, name := range []string{"link", "long"} {
+		must(t, os.Symlink("new", path("new")))
+		must(t, os.Rename(path("new"), path(name)))
+	}
+	for range 2 {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", file)); err != nil || string(b) != "old" {
+			t.Errorf("the file that was replaced: %q, %v", b, err)
+		}
+	}
+	for fd, want := range map[int]string{link: "old", longLink: long} {
+		b := make([]byte, 5000)
+		if n, err := unix.Readlinkat(fd, "", b); err != nil || string(b[:n]) != want {
+			t.Errorf("a link that was replaced: %.20q, %v", b[:max(n, 0)], err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH); err != nil || st.Nlink != 0 || st.Size != int64(len(want)) {
+			t.Errorf("a link that was replaced has %d names and a size of %d, %v", st.Nlink, st.Size, err)
+		}
+	}
+	shell(t, plain, `test "$(cat file)" = new; test "$(readlink link)" = new; test "$(readlink long)" = new`)
 }
