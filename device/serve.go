@@ -157,14 +157,8 @@ func (c *Conn) stop(w *worker) {
 	defer c.working.Done()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i := range c.busy {
-		if c.busy[i] == w {
-			last := len(c.busy) - 1
-			c.busy[i] = c.busy[last]
-			c.busy = c.busy[:last]
-			break
-		}
-	}
+	i := slices.Index(c.busy, w)
+	c.busy = slices.Delete(c.busy, i, i+1)
 	if len(c.idle) < keep {
 		c.idle = append(c.idle, w)
 	} else {
@@ -228,7 +222,7 @@ func (c *Conn) sleep(w *worker) (n int, err error) {
 		if err != unix.EAGAIN {
 			return n, err
 		}
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, -1); err != nil && err != unix.EINTR {
+		if _, err := c.poll(-1); err != nil && err != unix.EINTR {
 			return 0, err
 		}
 	}
@@ -236,8 +230,13 @@ func (c *Conn) sleep(w *worker) (n int, err error) {
 
 // pending reports whether a request is there.
 func (c *Conn) pending() bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, 0)
+	n, err := c.poll(0)
 	return n > 0 && err == nil
+}
+
+// poll waits so many milliseconds for a request, without end if negative; n is 0 if there is none.
+func (c *Conn) poll(timeout int) (n int, err error) {
+	return unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: unix.POLLIN}}, timeout)
 }
 
 // read reads a request, EAGAIN if there is none.
