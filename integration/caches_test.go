@@ -259,12 +259,7 @@ func (v *volume) listing(t testing.TB) (n int) {
 
 // TestKilledAfterClose shows that a close promises what was changed after a sync, whatever the change.
 func TestKilledAfterClose(t *testing.T) {
-	v, err := newChild(t)()
-	must(t, err)
-	c := v.(*child)
-	defer c.Close()
-	plain, err := c.Mount()
-	must(t, err)
+	c, plain := mountedChild(t)
 	path := filepath.Join(plain, "f")
 	f, err := os.Create(path)
 	must(t, err)

@@ -19,16 +19,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// mountedChild mounts a new volume whose daemon a test may kill. It is closed when the test ends.
+func mountedChild(t *testing.T) (c *child, plain string) {
+	v, err := newChild(t)()
+	must(t, err)
+	c = v.(*child)
+	t.Cleanup(func() { c.Close() })
+	plain, err = c.Mount()
+	must(t, err)
+	return c, plain
+}
+
 // TestKilledUnderLoad kills the daemon at random instants while several programs write, append, create, replace and delete. Mounted again,
 // the volume holds all that was closed or fsynced, and nobody has to mend it.
 func TestKilledUnderLoad(t *testing.T) {
 	kills := number(t, "KMSFS_KILLS", 20)
-	v, err := newChild(t)()
-	must(t, err)
-	c := v.(*child)
-	defer c.Close()
-	plain, err := c.Mount()
-	must(t, err)
+	c, plain := mountedChild(t)
 	var all []load
 	for round := range kills {
 		rng := rand.New(rand.NewPCG(uint64(round), 1))
@@ -87,7 +93,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		}
 	}
 	must(t, c.Unmount())
-	_, err = c.Mount()
+	_, err := c.Mount()
 	must(t, err)
 	for _, l := range all {
 		if err := l.check(); err != nil {
@@ -100,12 +106,7 @@ func TestKilledUnderLoad(t *testing.T) {
 
 // TestKilledAfterTruncate changes the size of files by path while somebody reads them, who promises nothing by closing them.
 func TestKilledAfterTruncate(t *testing.T) {
-	v, err := newChild(t)()
-	must(t, err)
-	c := v.(*child)
-	defer c.Close()
-	plain, err := c.Mount()
-	must(t, err)
+	c, plain := mountedChild(t)
 	sizes := map[string]int64{"emptied": 0, "cut": 5000, "grown": 30000}
 	for name, size := range sizes {
 		path := filepath.Join(plain, name)
@@ -119,7 +120,7 @@ func TestKilledAfterTruncate(t *testing.T) {
 		must(t, os.Truncate(path, size))
 	}
 	must(t, c.Kill())
-	_, err = c.Mount()
+	_, err := c.Mount()
 	must(t, err)
 	for name, size := range sizes {
 		if b, err := os.ReadFile(filepath.Join(plain, name)); err != nil || !bytes.Equal(b, make([]byte, size)) {
@@ -131,12 +132,7 @@ func TestKilledAfterTruncate(t *testing.T) {
 
 // TestCreatorKilled changes files that are durable by the handles that created them, which are closed without a word to the daemon: each change is saved when it is made.
 func TestCreatorKilled(t *testing.T) {
-	v, err := newChild(t)()
-	must(t, err)
-	c := v.(*child)
-	defer c.Close()
-	plain, err := c.Mount()
-	must(t, err)
+	c, plain := mountedChild(t)
 	first, copied := bytes.Repeat([]byte("first "), 5000), bytes.Repeat([]byte("copied "), 1000)
 	must(t, os.WriteFile(filepath.Join(plain, "source"), copied, 0o644))
 	source, err := os.Open(filepath.Join(plain, "source"))
