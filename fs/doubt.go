@@ -76,7 +76,10 @@ func (f *FS) examineEntry(n *node, d *dir, disk string) {
 	if size, err := unix.Lgetxattr(procPath(d.fd, disk), journal.MarkName, nil); err != nil || size == 0 {
 		return
 	}
-	if _, err := f.acquireLocked(f.ask(context.Background()), n, false); err == nil {
+	if f.stopped.Load() {
+		return
+	}
+	if _, err := f.obtainLocked(f.ask(context.Background()), n, false); err == nil {
 		f.release(n)
 	}
 }

@@ -12,6 +12,9 @@ func (s *Server) Stop() {
 	s.fs.stopped.Store(true)
 	s.fs.nodes.each(func(n *node) {
 		if n.kind == unix.DT_REG {
+			n.mu.Lock()
+			n.ungiven()
+			n.mu.Unlock()
 			_ = s.fs.kernel.Invalidate(n.id, 0, 0) // it may have been forgotten meanwhile
 		}
 	})
@@ -33,7 +36,7 @@ func (s *Server) Status() Status {
 	s.fs.nodes.each(func(n *node) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		if n.open != nil {
+		if n.open != nil || n.deferred() > 0 {
 			st.Open++
 		}
 	})

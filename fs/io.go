@@ -12,27 +12,12 @@ import (
 	"github.com/kmsfs/kmsfs/device"
 )
 
-// opened returns what an opener of the inode id has open, nil if nobody has; it stays open until the kernel releases it.
-func (f *FS) opened(id uint64) (*node, *openFile) {
-	n := f.nodes.get(id)
-	if n == nil {
-		return nil, nil
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n, n.open
-}
-
 // content is opened for a request that reads or changes plaintext.
 func (f *FS) content(id uint64) (*node, *openFile, fuse.Status) {
 	if f.stopped.Load() {
 		return nil, nil, fuse.EACCES
 	}
-	n, o := f.opened(id)
-	if o == nil {
-		return n, nil, fuse.EBADF
-	}
-	return n, o, fuse.OK
+	return f.opened(id)
 }
 
 // Read implements [fuse.RawFileSystem].
@@ -140,7 +125,10 @@ func withoutSetID(mode uint32) uint32 {
 
 // Flush implements [fuse.RawFileSystem]: somebody closes the file.
 func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
-	n, o := f.opened(in.NodeId)
+	if in.Fh == deferred {
+		return fuse.OK
+	}
+	n, o, _ := f.opened(in.NodeId)
 	if o == nil {
 		return fuse.OK
 	}
@@ -157,9 +145,9 @@ func (o *openFile) save() error {
 
 // Fsync implements [fuse.RawFileSystem].
 func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	n, o := f.opened(in.NodeId)
+	n, o, s := f.opened(in.NodeId)
 	if o == nil {
-		return fuse.EBADF
+		return s
 	}
 	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
 	return f.fail(n, "sync", o.sync(in.FsyncFlags&dataOnly != 0))

@@ -58,6 +58,7 @@ func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *
 			f.nodes.forget(n.id, 1)
 			return err
 		}
+		o.shared = n.deferred() > 0
 		n.open = o
 	}
 	n.open.refs++
@@ -69,7 +70,7 @@ func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
 		out.Fh = uncached
 	} else {
-		n.prefilled = true // the kernel keeps what is written
+		n.given = max(n.given, 1) // the kernel keeps what is written
 	}
 	return nil
 }

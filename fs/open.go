@@ -21,7 +21,7 @@ type openFile struct {
 	file   *journal.File // the ciphertext
 	data   *blockcrypt.File
 	supply *volume.Supply // of headers, for data
-	refs   int            // openers; guarded by node.mu
+	refs   int            // users, deferred openers not among them; guarded by node.mu
 	killed bool           // file capabilities were looked for since the file was opened; guarded by node.mu
 	shared bool           // somebody has opened it since it was created, and may have the kernel cache it; guarded by node.mu
 }
@@ -33,10 +33,16 @@ func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		return fuse.Status(unix.ESTALE)
 	}
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	cached := !write && in.Flags&unix.O_DIRECT == 0
+	out.OpenFlags = openFlags(write)
+	if cached && f.deferOpen(n) {
+		out.Fh = deferred
+		return fuse.OK
+	}
 	if _, err := f.acquire(interrupt(cancel), n, write); err != nil {
 		return f.fail(n, "open", err)
 	}
-	if out.OpenFlags = openFlags(write); !write && in.Flags&unix.O_DIRECT == 0 {
+	if cached {
 		f.prefill(n)
 	}
 	return fuse.OK
@@ -63,19 +69,20 @@ func (f *FS) prefill(n *node) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	o := n.open
-	if n.prefilled || o == nil || o.refs != 1 || f.stopped.Load() {
+	if n.given > 0 || o == nil || o.refs != 1 || f.stopped.Load() {
 		return
 	}
 	size := o.data.Size()
 	if size == 0 || size > maxPrefill {
 		return
 	}
-	n.prefilled = true
+	n.given = 1
 	buf := f.prefills.Get().(*[maxPrefill]byte)
 	defer f.prefills.Put(buf)
 	if m, err := o.data.ReadAt(buf[:size], 0); int64(m) == size && (err == nil || err == io.EOF) {
 		_ = f.kernel.Store(n.id, buf[:m]) // else its reader asks
 		if f.stopped.Load() {             // Stop may have been here before
+			n.given = 0
 			_ = f.kernel.Invalidate(n.id, 0, 0)
 		}
 	}
@@ -104,10 +111,18 @@ func (f *FS) ask(ctx context.Context) opener {
 	return func(raw []byte) (*blockcrypt.Cipher, error) { return f.vol.OpenFile(ctx, raw) }
 }
 
-// acquire returns the content of n for one more user, who calls release. CMKs are asked while no lock is held, since a call may take seconds.
+// acquire returns the content of n for one more user, who calls release.
 func (f *FS) acquire(ctx interrupt, n *node, write bool) (*openFile, error) {
+	if f.stopped.Load() {
+		return nil, unix.EACCES
+	}
+	return f.obtain(ctx, n, write)
+}
+
+// obtain is acquire even for a volume that is stopped. CMKs are asked while no lock is held, since a call may take seconds.
+func (f *FS) obtain(ctx interrupt, n *node, write bool) (*openFile, error) {
 	for open := f.openKnown; ; {
-		o, err := f.acquireWith(open, n, write)
+		o, err := f.obtainWith(open, n, write)
 		var header *unasked
 		if !errors.As(err, &header) {
 			return o, err
@@ -121,17 +136,14 @@ func (f *FS) acquire(ctx interrupt, n *node, write bool) (*openFile, error) {
 	}
 }
 
-func (f *FS) acquireWith(open opener, n *node, write bool) (*openFile, error) {
+func (f *FS) obtainWith(open opener, n *node, write bool) (*openFile, error) {
 	f.renames.RLock()
 	defer f.renames.RUnlock()
-	return f.acquireLocked(open, n, write)
+	return f.obtainLocked(open, n, write)
 }
 
-// acquireLocked is acquire for callers that hold renames, and an opener.
-func (f *FS) acquireLocked(open opener, n *node, write bool) (*openFile, error) {
-	if f.stopped.Load() {
-		return nil, unix.EACCES
-	}
+// obtainLocked is obtain for callers that hold renames, and an opener.
+func (f *FS) obtainLocked(open opener, n *node, write bool) (*openFile, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open == nil {
@@ -162,10 +174,16 @@ func (f *FS) releaseLocked(n *node) error {
 	if n.open == nil {
 		return nil
 	}
-	if n.open.refs--; n.open.refs > 0 {
+	n.open.refs--
+	return f.closeUnused(n)
+}
+
+// closeUnused closes n unless it has users, or deferred openers. n.mu is held.
+func (f *FS) closeUnused(n *node) error {
+	o := n.open
+	if o == nil || o.refs > 0 || n.deferred() > 0 {
 		return nil
 	}
-	o := n.open
 	if f.nodes.nameless(n) {
 		var st unix.Stat_t
 		if f.statWith(&st, func() error { return unix.Fstat(o.fd, &st) }) == nil {
@@ -184,11 +202,12 @@ func (f *FS) releaseLocked(n *node) error {
 // forceClose closes a file whatever its users: the kernel has forgotten it, or the mount is gone.
 func (f *FS) forceClose(n *node) {
 	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.given = 0
 	if n.open != nil {
-		n.open.refs = 1
+		n.open.refs = 0
 	}
-	n.mu.Unlock()
-	f.release(n)
+	_ = f.closeUnused(n)
 }
 
 // withOpen calls fn with the content of n if somebody has it open; open says whether.
@@ -336,7 +355,11 @@ func (f *FS) upgrade(n *node) error {
 
 // Release implements [fuse.RawFileSystem].
 func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	if n := f.nodes.get(in.NodeId); n != nil {
+	switch n := f.nodes.get(in.NodeId); {
+	case n == nil:
+	case in.Fh == deferred:
+		f.releaseDeferred(n)
+	default:
 		f.release(n)
 	}
 }

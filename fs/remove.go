@@ -79,22 +79,21 @@ func (f *FS) remove(in *fuse.InHeader, name string, flags int) fuse.Status {
 	f.renames.RLock()
 	defer f.renames.RUnlock()
 	return status(f.inDir(f.nodes.get(in.NodeId), name, func(d *dir, e names.Entry) error {
-		n, last, err := f.removing(d, e.Disk, false, func() error { return unix.Unlinkat(d.fd, e.Disk, flags) })
+		n, last, err := f.removing(d, e.Disk, link{d.node, name}, false, func() error { return unix.Unlinkat(d.fd, e.Disk, flags) })
 		if err != nil {
 			return err
 		}
 		f.changedIn(d)
 		f.dropSideLinks(d, e)
 		if n != nil {
-			f.unlinked(n, link{d.node, name}, last)
+			f.removed(n, last)
 		}
 		return nil
 	}))
 }
 
-// unlinked notes that a name of n is no more.
-func (f *FS) unlinked(n *node, at link, last bool) {
-	f.nodes.unlinked(n, at)
+// removed notes that a name of n is no more, and whether that was the last.
+func (f *FS) removed(n *node, last bool) {
 	switch {
 	case n.kind == unix.DT_DIR:
 		f.closeDir(n)
@@ -105,11 +104,11 @@ func (f *FS) unlinked(n *node, at link, last bool) {
 	}
 }
 
-// removing runs remove, which takes the entry disk out of d, and returns the node of the entry (nil if the kernel does not
+// removing runs remove, which takes the entry disk out of d, where it is known as at, and returns the node of the entry (nil if the kernel does not
 // know it) and whether that was its last name. The node stays locked meanwhile, so that of two
 // requests that remove the last two names one sees the last. To what has one name nobody gives another meanwhile: the kernel keeps it locked, too. With replace, something else
 // takes the name, see keep.
-func (f *FS) removing(d *dir, disk string, replace bool, remove func() error) (n *node, last bool, err error) {
+func (f *FS) removing(d *dir, disk string, at link, replace bool, remove func() error) (n *node, last bool, err error) {
 	var st unix.Stat_t
 	if err := f.statEntry(d, disk, &st); err != nil {
 		return nil, false, err
@@ -127,6 +126,9 @@ func (f *FS) removing(d *dir, disk string, replace bool, remove func() error) (n
 		}
 	}
 	last = st.Nlink == 1 || isDir
+	if err := f.hold(n); err != nil {
+		return nil, false, err
+	}
 	undo := func() {}
 	if last && replace {
 		undo = f.keep(n, d, disk, &st)
@@ -141,6 +143,7 @@ func (f *FS) removing(d *dir, disk string, replace bool, remove func() error) (n
 		undo()
 		return nil, false, err
 	}
+	f.nodes.unlinked(n, at)
 	if last && n.open == nil {
 		st.Nlink = 0
 		f.nodes.remember(n, &st)

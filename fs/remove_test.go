@@ -35,13 +35,13 @@ func TestInodeNumberIsFreeAtOnce(t *testing.T) {
 	}{{"open", open}, {"closed", closed}, {"dir", f.nodes.get(made.NodeId)}} {
 		name, n := at.name, at.n
 		inRoot(t, f, name, func(d *dir, e names.Entry) {
-			if _, _, err := f.removing(d, e.Disk, false, func() error { return unix.EIO }); err != unix.EIO {
+			if _, _, err := f.removing(d, e.Disk, link{d.node, name}, false, func() error { return unix.EIO }); err != unix.EIO {
 				t.Errorf("%s: removed: %v", name, err)
 			}
 			if f.nodes.find(n.key()) != n {
 				t.Errorf("%s is not found after it could not be removed", name)
 			}
-			removed, last, err := f.removing(d, e.Disk, false, func() error {
+			removed, last, err := f.removing(d, e.Disk, link{d.node, name}, false, func() error {
 				if f.nodes.find(n.key()) != nil {
 					t.Errorf("%s is found by its inode while that goes", name)
 				}
@@ -54,7 +54,7 @@ func TestInodeNumberIsFreeAtOnce(t *testing.T) {
 			if err != nil || removed != n || !last {
 				t.Errorf("%s: removed %v, the last name: %v, %v", name, removed, last, err)
 			}
-			f.unlinked(n, link{d.node, name}, last)
+			f.removed(n, last)
 		})
 		if n == open {
 			c.Release(nil, &fuse.ReleaseIn{InHeader: fuse.InHeader{NodeId: n.id}})

@@ -61,7 +61,7 @@ func (f *FS) rename(from, to place, flags uint) error {
 	if !replaces || flags&(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 || inodeOf(&old) == inodeOf(&target) {
 		err = move()
 	} else {
-		gone, last, err = f.removing(to.dir, to.entry.Disk, true, move)
+		gone, last, err = f.removing(to.dir, to.entry.Disk, to.link, true, move)
 	}
 	if err != nil {
 		f.dropSideLinks(to.dir, to.entry)
@@ -82,7 +82,7 @@ func (f *FS) rename(from, to place, flags uint) error {
 			f.nodes.moved(other, to.link, from.link)
 		}
 	} else if gone != nil {
-		f.unlinked(gone, to.link, last)
+		f.removed(gone, last)
 	}
 	if moved != nil {
 		f.nodes.moved(moved, from.link, to.link)

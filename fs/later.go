@@ -1,0 +1,92 @@
+package fs
+
+import (
+	"errors"
+	"math"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// Whoever opens a small file to read what the kernel was given of it gets all he asks for from the page cache. So nothing is opened for him here, and his opener is
+// only counted: such an opener is deferred. When the kernel asks for something after all, since it has dropped a page for instance, the ciphertext is opened as
+// for any reader, and stays so while there are openers of either sort. Before the file loses a name it is opened, too: it might not be found later.
+
+// deferred is the kernel's handle of a deferred opener.
+const deferred = 2
+
+// deferred is how many openers of n are deferred. n.mu is held.
+func (n *node) deferred() int { return int(max(n.given, 1)) - 1 }
+
+// ungiven notes that the kernel has dropped what it was given of n, so that it is given it again, unless there are deferred openers now. n.mu is held.
+func (n *node) ungiven() {
+	if n.given == 1 {
+		n.given = 0
+	}
+}
+
+// deferOpen counts a deferred opener of n, who calls releaseDeferred. It reports whether there can be one. The kernel has checked permissions.
+//
+// Where each file has a data key of its own, there is none: that may be forgotten, and who has opened a file is to read it whatever becomes of the CMKs.
+func (f *FS) deferOpen(n *node) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.given == 0 || n.given == math.MaxUint8 || n.open != nil || f.vol.Header().PerFile || f.nodes.nameless(n) || f.stopped.Load() {
+		return false
+	}
+	n.given++
+	return true
+}
+
+// releaseDeferred takes back what deferOpen counted.
+func (f *FS) releaseDeferred(n *node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.deferred() > 0 { // else the mount is gone
+		n.given--
+	}
+	_ = f.closeUnused(n)
+}
+
+// opened returns what an opener of the inode id has open, nil if nobody has; it stays open until the kernel releases it. For a deferred opener it is opened now; an error of
+// that, which is logged, is the request's.
+func (f *FS) opened(id uint64) (*node, *openFile, fuse.Status) {
+	n := f.nodes.get(id)
+	if n == nil {
+		return nil, nil, fuse.EBADF
+	}
+	n.mu.Lock()
+	o, later := n.open, n.deferred() > 0
+	n.mu.Unlock()
+	switch {
+	case o != nil:
+		return n, o, fuse.OK
+	case !later:
+		return n, nil, fuse.EBADF
+	}
+	o, err := f.obtain(interrupt(nil), n, false) // programs do not expect EINTR here
+	if err != nil {
+		return n, nil, f.fail(n, "open", err)
+	}
+	_ = f.release(n) // whose request this is keeps it open
+	return n, o, fuse.OK
+}
+
+// hold opens n, which is about to lose a name, for its deferred openers. What they could not read anyway need not be held. n.mu is held, and renames.
+func (f *FS) hold(n *node) error {
+	if n.open != nil || n.deferred() == 0 {
+		return nil
+	}
+	o, err := f.openNode(f.openKnown, n, false)
+	for _, want := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(err, want) {
+			return want // they will be able to read it when there is less to do
+		}
+	}
+	if err == nil {
+		o.shared = true
+		n.open = o
+	}
+	return nil
+}
