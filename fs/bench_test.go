@@ -119,6 +119,20 @@ func BenchmarkRequests(b *testing.B) {
 			c.small(fmt.Sprint("file", i), p[:300])
 		}
 	})
+	for _, size := range []int{300, 8 << 10, 60 << 10} {
+		b.Run(fmt.Sprintf("OpenRead%d", size), func(b *testing.B) {
+			c := client{unmounted(b), b}
+			id := c.small("file", p[:size])
+			b.SetBytes(int64(size))
+			defer measure(b)()
+			for b.Loop() {
+				c.ok(c.Open(nil, &fuse.OpenIn{InHeader: fuse.InHeader{NodeId: id}, Flags: unix.O_DIRECT}, new(fuse.OpenOut)))
+				_, s := c.Read(nil, &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: id}, Size: uint32(size)}, p)
+				c.ok(s)
+				c.Release(nil, &fuse.ReleaseIn{InHeader: fuse.InHeader{NodeId: id}})
+			}
+		})
+	}
 	b.Run("CreateUnlink", func(b *testing.B) {
 		c := client{unmounted(b), b}
 		defer measure(b)()

@@ -256,7 +256,7 @@ func (f *FS) openNode(open opener, n *node, write bool) (*openFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.newOpen(open, n, fd, writable)
+	return f.openOn(open, n, fd, writable)
 }
 
 // openQuietly opens a ciphertext file so that our reads of headers and neighbouring bytes do not show in its access time, where the
@@ -275,21 +275,7 @@ func refused(err error) bool {
 	return err == unix.EACCES || err == unix.EPERM || err == unix.EROFS || err == unix.ETXTBSY
 }
 
-// newOpen makes the content of n over its descriptor, which it takes over.
-func (f *FS) newOpen(open opener, n *node, fd int, writable bool) (*openFile, error) {
-	var st unix.Stat_t
-	err := unix.Fstat(fd, &st)
-	if err == nil && (inodeOf(&st) != n.key() || st.Mode&unix.S_IFMT != unix.S_IFREG) {
-		err = unix.ESTALE // another file was put in its place
-	}
-	if err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return f.openOn(open, n, fd, writable)
-}
-
-// openOn is newOpen for a descriptor that is known to be of n.
+// openOn makes the content of n over its descriptor, which it takes over.
 func (f *FS) openOn(open opener, n *node, fd int, writable bool) (*openFile, error) {
 	file, err := f.journal.Open(fd, n.key(), writable, func() string { return f.diskPath(n) })
 	if err != nil {

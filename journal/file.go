@@ -71,19 +71,26 @@ type position struct {
 const errReadOnly = unix.EBADF
 
 // Open makes fd, which it takes over, the content of the file id; path tells where that is in the ciphertext directory, "" if nowhere or
-// unknown. If changes of the file are under way to their place, the File that has them is returned, and fd closed.
+// unknown. If changes of the file are under way to their place, the File that has them is returned, and fd closed. The error is ESTALE if fd is not of that file.
 func (j *Journal) Open(fd int, id Inode, writable bool, path func() string) (*File, error) {
 	j.present.Lock()
 	defer j.present.Unlock()
-	f, err := j.open(fd, id, writable)
-	if err == nil {
-		f.path.Store(&path)
+	var st unix.Stat_t // not earlier: a checkpoint may have put changes in place just now
+	err := unix.Fstat(fd, &st)
+	if err == nil && (id != Inode{uint64(st.Dev), st.Ino} || st.Mode&unix.S_IFMT != unix.S_IFREG) {
+		err = unix.ESTALE
 	}
-	return f, err
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	f := j.open(fd, id, st.Size, writable)
+	f.path.Store(&path)
+	return f, nil
 }
 
-// open is Open but for the path. present is held for writing.
-func (j *Journal) open(fd int, id Inode, writable bool) (*File, error) {
+// open is Open but for the path and what fstat tells. present is held for writing.
+func (j *Journal) open(fd int, id Inode, size int64, writable bool) *File {
 	if f := j.files[id]; f != nil {
 		if f.refs == 0 {
 			j.idle--
@@ -91,20 +98,14 @@ func (j *Journal) open(fd int, id Inode, writable bool) (*File, error) {
 		f.refs++
 		f.closed.Store(false)
 		unix.Close(fd)
-		return f, nil
-	}
-	// Not earlier: a checkpoint may have put changes in place just now.
-	size, err := disk{fd: fd}.Size()
-	if err != nil {
-		unix.Close(fd)
-		return nil, err
+		return f
 	}
 	f := &File{
 		j: j, id: id, fd: fd, disk: disk{j.kernel, fd}, writable: writable, refs: 1,
 		direct: size == 0, size: size, base: size, durable: size, keep: math.MaxInt64,
 	}
 	j.files[id] = f
-	return f, nil
+	return f
 }
 
 // Fd returns the descriptor of the ciphertext file: for its attributes, not for its content.

@@ -21,12 +21,12 @@ func (j *Journal) Enter(fd int, path string) (*File, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	f, err := j.open(fd, Inode{uint64(st.Dev), st.Ino}, !j.readOnly)
-	if err == nil && f.path.Load() == nil {
+	f := j.open(fd, Inode{uint64(st.Dev), st.Ino}, st.Size, !j.readOnly)
+	if f.path.Load() == nil {
 		told := func() string { return path }
 		f.path.Store(&told)
 	}
-	return f, err
+	return f, nil
 }
 
 // Each calls fn for every file that somebody has open.
