@@ -74,11 +74,19 @@ func NewCipher(alg Algorithm, dek []byte, fileID [16]byte) (*Cipher, error) {
 	if n := alg.keySize(); n == 0 || len(dek) != n {
 		return nil, fmt.Errorf("blockcrypt: data key of %d bytes for algorithm %d", len(dek), alg)
 	}
-	prk, err := hkdf.Extract(sha256.New, dek, fileID[:])
+	secret, err := hkdf.Extract(sha256.New, dek, fileID[:])
 	if err != nil {
 		return nil, err
 	}
-	key, err := hkdf.Expand(sha256.New, prk, "kmsfs v1 content", 32)
+	return NewCipherOf(alg, secret)
+}
+
+// NewCipherOf returns the cipher of the file whose keys are derived from secret, the prk of docs/format.md section 4.4.
+func NewCipherOf(alg Algorithm, secret []byte) (*Cipher, error) {
+	if alg.keySize() == 0 {
+		return nil, fmt.Errorf("blockcrypt: no algorithm %d", alg)
+	}
+	key, err := hkdf.Expand(sha256.New, secret, "kmsfs v1 content", 32)
 	if err != nil {
 		return nil, err
 	}

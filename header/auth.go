@@ -20,8 +20,8 @@ func KeyID(dk keyring.DataKey) ID {
 	return ID(id)
 }
 
-// secrets returns the key commitment and the MAC key, docs/format.md section 4.4.
-func (h *Header) secrets(dk keyring.DataKey) (commitment, macKey []byte) {
+// secrets returns the secret from which the keys of a file are derived, and of these the key commitment and the MAC key, docs/format.md section 4.4.
+func (h *Header) secrets(dk keyring.DataKey) (prk, commitment, macKey []byte) {
 	prk, err := hkdf.Extract(sha256.New, dk, h.FileID[:])
 	if err == nil {
 		commitment, err = hkdf.Expand(sha256.New, prk, "kmsfs v1 commitment", commitmentSize)
@@ -32,7 +32,7 @@ func (h *Header) secrets(dk keyring.DataKey) (commitment, macKey []byte) {
 	if err != nil {
 		panic("header: internal error: " + err.Error())
 	}
-	return commitment, macKey
+	return prk, commitment, macKey
 }
 
 // Endorse has the holder of a volume's data key vouch for h, the volume's [Current] header under the data key dk, which Seal will need. Else whoever has no more than the public key of
@@ -72,7 +72,7 @@ func (h *Header) Seal(dk keyring.DataKey) ([]byte, error) {
 		return nil, fmt.Errorf("%w: data key of %d bytes for %v", ErrBounds, len(dk), h.Algorithm)
 	}
 	h.KeyID = KeyID(dk)
-	commitment, macKey := h.secrets(dk)
+	_, commitment, macKey := h.secrets(dk)
 	h.commitment = [commitmentSize]byte(commitment)
 	raw, err := h.appendSigned(make([]byte, 0, h.Size))
 	if err != nil {
@@ -82,31 +82,38 @@ func (h *Header) Seal(dk keyring.DataKey) ([]byte, error) {
 	mac.Write(raw)
 	raw = mac.Sum(raw)
 	h.mac = [macSize]byte(raw[len(raw)-macSize:])
+	h.used = len(raw)
 	return raw[:h.Size], nil // the buffer was made of zeros: so is the padding
 }
 
 // Verify checks a header that was parsed against its data key: data key ID, key commitment, and MAC over all of it. The error wraps
 // [ErrAuth]. It must be called before anything is opened with the key.
 func (h *Header) Verify(dk keyring.DataKey) error {
-	if len(dk) != h.Algorithm.KeySize() {
-		return fmt.Errorf("%w: data key of %d bytes for %v", ErrAuth, len(dk), h.Algorithm)
-	}
 	if id := KeyID(dk); subtle.ConstantTimeCompare(id[:], h.KeyID[:]) != 1 {
 		return fmt.Errorf("%w: it was sealed under another data key", ErrAuth)
 	}
-	commitment, macKey := h.secrets(dk)
+	_, err := h.Open(dk)
+	return err
+}
+
+// Open is Verify for the data key that has the ID h.KeyID, as KeyID or Verify has told. It returns the secret from which the file's keys are derived.
+func (h *Header) Open(dk keyring.DataKey) (secret []byte, err error) {
+	if len(dk) != h.Algorithm.KeySize() {
+		return nil, fmt.Errorf("%w: data key of %d bytes for %v", ErrAuth, len(dk), h.Algorithm)
+	}
+	secret, commitment, macKey := h.secrets(dk)
 	if subtle.ConstantTimeCompare(commitment, h.commitment[:]) != 1 {
-		return fmt.Errorf("%w: key commitment", ErrAuth)
+		return nil, fmt.Errorf("%w: key commitment", ErrAuth)
 	}
 	// A header has one spelling, so its fields say which bytes the MAC covers; a field changed since Parse is not authentic.
-	signed, err := h.appendSigned(make([]byte, 0, h.Size))
+	signed, err := h.appendSigned(make([]byte, 0, h.used))
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrAuth, err)
+		return nil, fmt.Errorf("%w: %w", ErrAuth, err)
 	}
 	mac := hmac.New(sha256.New, macKey)
 	mac.Write(signed)
 	if !hmac.Equal(mac.Sum(nil), h.mac[:]) {
-		return fmt.Errorf("%w: MAC", ErrAuth)
+		return nil, fmt.Errorf("%w: MAC", ErrAuth)
 	}
-	return nil
+	return secret, nil
 }

@@ -138,6 +138,7 @@ type Header struct {
 	Generation  uint64                // of a Current: which data key of new files it is, from 1; of a volume: the least that its Current may be, 0 if it need not have one
 	Endorsement [endorsementSize]byte // of a Current: see Endorse
 
+	used       int // bytes before the padding, as Parse or Seal has found them
 	commitment [commitmentSize]byte
 	mac        [macSize]byte
 	later      later

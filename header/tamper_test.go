@@ -23,7 +23,7 @@ func remac(t *testing.T, h *Header, dk keyring.DataKey) *Header {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, macKey := h.secrets(dk)
+	_, _, macKey := h.secrets(dk)
 	mac := hmac.New(sha256.New, macKey)
 	mac.Write(signed)
 	raw := make([]byte, h.Size)

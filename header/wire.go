@@ -65,6 +65,7 @@ func Parse(b []byte) (*Header, error) {
 	case used < FixedSize+commitmentSize+macSize || used > h.Size:
 		return nil, fmt.Errorf("%w: used length %d", ErrFormat, used)
 	}
+	h.used = used
 	h.SegmentSize = 1 << log
 	h.PlaintextNames = flags&flagPlainNames != 0
 

@@ -136,11 +136,11 @@ func (v *Volume) seal(id header.ID, dk keyring.DataKey, edks []keyring.Encrypted
 // OpenFile authenticates the header of a file of the volume, given at least its first [header.Header.Size] bytes, and
 // returns the file's cipher. No CMK is asked if the header's data key is known.
 func (v *Volume) OpenFile(ctx context.Context, raw []byte) (*blockcrypt.Cipher, error) {
-	h, dk, err := v.openHeader(ctx, raw)
+	h, secret, err := v.openHeader(ctx, raw)
 	if err != nil {
 		return nil, err
 	}
-	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
+	return blockcrypt.NewCipherOf(blockcrypt.Algorithm(h.Algorithm), secret)
 }
 
 // OpenKnown is OpenFile without asking: the error wraps [ErrForgotten] if the header's data key is not known.
@@ -153,10 +153,11 @@ func (v *Volume) OpenKnown(raw []byte) (*blockcrypt.Cipher, error) {
 	if dk == nil {
 		return nil, fmt.Errorf("%w: %s", ErrForgotten, h.KeyID)
 	}
-	if err := h.Verify(dk); err != nil {
+	secret, err := h.Open(dk)
+	if err != nil {
 		return nil, err
 	}
-	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
+	return blockcrypt.NewCipherOf(blockcrypt.Algorithm(h.Algorithm), secret)
 }
 
 // FileHeader is OpenFile for those who want the header itself. Its data key is known from then on, for a while if it is not one of the volume's own.
@@ -183,9 +184,9 @@ func (v *Volume) parseFile(raw []byte) (*header.Header, error) {
 	return h, nil
 }
 
-func (v *Volume) openHeader(ctx context.Context, raw []byte) (*header.Header, keyring.DataKey, error) {
-	h, err := v.parseFile(raw)
-	if err != nil {
+// openHeader authenticates the header of a file, and returns it with the secret from which the file's keys are derived.
+func (v *Volume) openHeader(ctx context.Context, raw []byte) (h *header.Header, secret []byte, err error) {
+	if h, err = v.parseFile(raw); err != nil {
 		return nil, nil, err
 	}
 	dk := v.keys.known.get(h.KeyID)
@@ -194,10 +195,10 @@ func (v *Volume) openHeader(ctx context.Context, raw []byte) (*header.Header, ke
 			return nil, nil, err
 		}
 	}
-	if err := h.Verify(dk); err != nil {
+	if secret, err = h.Open(dk); err != nil {
 		return nil, nil, err
 	}
-	return h, dk, nil
+	return h, secret, nil
 }
 
 // openKey unwraps the data key of a header, and authenticates the header with it.

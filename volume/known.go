@@ -17,7 +17,7 @@ type hidden func() keyring.DataKey
 
 func hide(dk keyring.DataKey) hidden { return func() keyring.DataKey { return dk } }
 
-// known are the data keys that were unwrapped: the volume's own, and of the others those that were used last. A key that falls out is not overwritten, since somebody may be using it.
+// known are the data keys that were unwrapped, each under an ID that was found to be its: the volume's own, and of the others those that were used last. A key that falls out is not overwritten, since somebody may be using it.
 type known struct {
 	mu     sync.Mutex
 	own    map[header.ID]hidden        // guarded by mu
