@@ -39,6 +39,7 @@ func unmounted(b testing.TB) *FS {
 		b.Fatal(err)
 	}
 	f := &FS{vol: v, names: v.Names(), layout: layout, chown: os.Geteuid() == 0, log: slog.Default()}
+	f.buffers.New = func() any { return new([bufferSize]byte) }
 	if err := f.openRoot(); err != nil {
 		b.Fatal(err)
 	}

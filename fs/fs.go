@@ -78,7 +78,7 @@ type FS struct {
 	opensDirs bool // the kernel can open directories without asking; set, as is flushes, before any request but the first
 	flushes   bool // the kernel puts what was changed through mappings in place before a write past the page cache
 
-	prefills sync.Pool // of *[maxPrefill]byte
+	buffers sync.Pool // of *[bufferSize]byte
 
 	stopped atomic.Bool // files' contents are not to be had, see Server.Stop
 
@@ -108,7 +108,7 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 		chown:         os.Geteuid() == 0,
 		log:           c.Logger,
 	}
-	f.prefills.New = func() any { return new([maxPrefill]byte) }
+	f.buffers.New = func() any { return new([bufferSize]byte) }
 	if err := f.openRoot(); err != nil {
 		return nil, err
 	}

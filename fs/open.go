@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -56,8 +57,8 @@ func openFlags(write bool) uint32 {
 	return fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
 }
 
-// maxPrefill is the size, in bytes, of the largest file that is given to the kernel when it is opened.
-const maxPrefill = 64 << 10
+// bufferSize is the size, in bytes, of the largest file that is given to the kernel when it is opened. No header is larger.
+const bufferSize = 64 << 10
 
 // prefill gives the content of a small file to the kernel's page cache before its first reader asks for it, who then asks for nothing. It is done once: what the
 // kernel drops later it reads again. What is damaged is left for the reader to find.
@@ -73,12 +74,12 @@ func (f *FS) prefill(n *node) {
 		return
 	}
 	size := o.data.Size()
-	if size == 0 || size > maxPrefill {
+	if size == 0 || size > bufferSize {
 		return
 	}
 	n.given = 1
-	buf := f.prefills.Get().(*[maxPrefill]byte)
-	defer f.prefills.Put(buf)
+	buf := f.buffers.Get().(*[bufferSize]byte)
+	defer f.buffers.Put(buf)
 	if m, err := o.data.ReadAt(buf[:size], 0); int64(m) == size && (err == nil || err == io.EOF) {
 		_ = f.kernel.Store(n.id, buf[:m]) // else its reader asks
 		if f.stopped.Load() {             // Stop may have been here before
@@ -88,7 +89,7 @@ func (f *FS) prefill(n *node) {
 	}
 }
 
-// An opener authenticates the header of a file and returns the file's cipher.
+// An opener authenticates the header of a file, which it does not keep, and returns the file's cipher.
 type opener func(raw []byte) (*blockcrypt.Cipher, error)
 
 // An unasked is the error of openKnown for a header whose data key is not known.
@@ -101,7 +102,7 @@ func (*unasked) Error() string { return volume.ErrForgotten.Error() }
 func (f *FS) openKnown(raw []byte) (*blockcrypt.Cipher, error) {
 	c, err := f.vol.OpenKnown(raw)
 	if errors.Is(err, volume.ErrForgotten) {
-		return nil, &unasked{raw}
+		return nil, &unasked{bytes.Clone(raw)}
 	}
 	return c, err
 }
@@ -309,7 +310,9 @@ func (f *FS) plaintext(open opener, file *journal.File, supply *volume.Supply) (
 	}
 	var c *blockcrypt.Cipher
 	if size > 0 {
-		raw := make([]byte, f.vol.Header().Size)
+		buf := f.buffers.Get().(*[bufferSize]byte)
+		defer f.buffers.Put(buf)
+		raw := buf[:f.vol.Header().Size]
 		m, err := file.ReadAt(raw, 0)
 		if err != nil && err != io.EOF {
 			return nil, err
