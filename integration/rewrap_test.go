@@ -567,6 +567,18 @@ func TestKeyTTL(t *testing.T) {
 		return err
 	}
 	must(t, read())
+	small := filepath.Join(v.plain, "small")
+	must(t, os.WriteFile(small, []byte("small"), 0o644))
+	_, err = os.ReadFile(small)
+	must(t, err)
+	again, err := os.Open(small) // the kernel has all of it
+	must(t, err)
+	defer again.Close()
+	readAgain := func() error {
+		_, err := again.ReadAt(make([]byte, 5), 0)
+		return err
+	}
+	must(t, readAgain())
 
 	must(t, k.SetFaults(emulator.Fault{Kind: emulator.Status, Status: 503}))
 	eventually(t, "the KMS fails", func() bool { return v.status(t).CMKs[0].Failed > 0 })
@@ -578,7 +590,7 @@ func TestKeyTTL(t *testing.T) {
 
 	must(t, k.SetState(k.alibaba, emulator.Disabled))
 	eventually(t, "contents are refused", func() bool { return !v.status(t).Serving })
-	eventually(t, "reads are refused", func() bool { return errors.Is(read(), unix.EACCES) })
+	eventually(t, "reads are refused", func() bool { return errors.Is(read(), unix.EACCES) && errors.Is(readAgain(), unix.EACCES) })
 	_, err = os.ReadFile(path)
 	if !errors.Is(err, unix.EACCES) {
 		t.Errorf("open: %v", err)
@@ -590,8 +602,9 @@ func TestKeyTTL(t *testing.T) {
 		t.Errorf("truncate: %v", err)
 	}
 	must(t, f.Sync())
+	must(t, again.Sync())
 	entries, err := os.ReadDir(v.plain)
-	if err != nil || len(entries) != 1 {
+	if err != nil || len(entries) != 2 {
 		t.Errorf("list: %v, %v", entries, err)
 	}
 	if s := v.status(t); s.Keys.Refused == "" || s.Keys.TTL != "1s" {
@@ -599,7 +612,7 @@ func TestKeyTTL(t *testing.T) {
 	}
 
 	must(t, k.SetState(k.alibaba, emulator.Enabled))
-	eventually(t, "contents are served again", func() bool { return read() == nil })
+	eventually(t, "contents are served again", func() bool { return read() == nil && readAgain() == nil })
 	b, err := os.ReadFile(path)
 	if err != nil || string(b) != "content" {
 		t.Errorf("%q, %v", b, err)
