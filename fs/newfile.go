@@ -69,8 +69,6 @@ func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *
 		// capabilities, and has nothing to tell when the file is closed. A reader of a small file gets its content when it opens it.
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
 		out.Fh = uncached
-	} else {
-		n.given = max(n.given, 1) // the kernel keeps what is written
 	}
 	return nil
 }
