@@ -64,7 +64,7 @@ func (f *FS) stat(n *node, st *unix.Stat_t) error {
 		defer f.dirs.release(d)
 		return unix.Fstat(d.fd, st)
 	}
-	return f.at(n, func(d *dir, e names.Entry) error {
+	err := f.at(n, func(d *dir, e names.Entry) error {
 		if err := f.statEntry(d, e.Disk, st); err != nil {
 			return err
 		}
@@ -73,6 +73,13 @@ func (f *FS) stat(n *node, st *unix.Stat_t) error {
 		}
 		return nil
 	})
+	if err == unix.ENOENT || err == unix.ESTALE {
+		// If it has lost its name meanwhile, it was opened before, see hold.
+		if ok, err := f.statOpen(n, st); ok {
+			return err
+		}
+	}
+	return err
 }
 
 // statOpen is stat through the descriptor of an open file, which works when it has no name any more.

@@ -17,7 +17,9 @@ func (f *FS) content(id uint64) (*node, *openFile, fuse.Status) {
 	if f.stopped.Load() {
 		return nil, nil, fuse.EACCES
 	}
-	return f.opened(id)
+	n := f.nodes.get(id)
+	o, s := f.opened(n)
+	return n, o, s
 }
 
 // Read implements [fuse.RawFileSystem].
@@ -128,7 +130,8 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if in.Fh == deferred {
 		return fuse.OK
 	}
-	n, o, _ := f.opened(in.NodeId)
+	n := f.nodes.get(in.NodeId)
+	o, _ := f.opened(n)
 	if o == nil {
 		return fuse.OK
 	}
@@ -145,7 +148,8 @@ func (o *openFile) save() error {
 
 // Fsync implements [fuse.RawFileSystem].
 func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	n, o, s := f.opened(in.NodeId)
+	n := f.nodes.get(in.NodeId)
+	o, s := f.opened(n)
 	if o == nil {
 		return s
 	}

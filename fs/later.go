@@ -49,28 +49,27 @@ func (f *FS) releaseDeferred(n *node) {
 	_ = f.closeUnused(n)
 }
 
-// opened returns what an opener of the inode id has open, nil if nobody has; it stays open until the kernel releases it. For a deferred opener it is opened now; an error of
+// opened returns what an opener of n has open, nil if nobody has; it stays open until the kernel releases it. For a deferred opener it is opened now; an error of
 // that, which is logged, is the request's.
-func (f *FS) opened(id uint64) (*node, *openFile, fuse.Status) {
-	n := f.nodes.get(id)
+func (f *FS) opened(n *node) (*openFile, fuse.Status) {
 	if n == nil {
-		return nil, nil, fuse.EBADF
+		return nil, fuse.EBADF
 	}
 	n.mu.Lock()
 	o, later := n.open, n.deferred() > 0
 	n.mu.Unlock()
 	switch {
 	case o != nil:
-		return n, o, fuse.OK
+		return o, fuse.OK
 	case !later:
-		return n, nil, fuse.EBADF
+		return nil, fuse.EBADF
 	}
 	o, err := f.obtain(interrupt(nil), n, false) // programs do not expect EINTR here
 	if err != nil {
-		return n, nil, f.fail(n, "open", err)
+		return nil, f.fail(n, "open", err)
 	}
 	_ = f.release(n) // whose request this is keeps it open
-	return n, o, fuse.OK
+	return o, fuse.OK
 }
 
 // hold opens n, which is about to lose a name, for its deferred openers. What they could not read anyway need not be held. n.mu is held, and renames.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -242,6 +243,44 @@ func TestDeferredMeanwhile(t *testing.T) {
 				t.Errorf("%d files are open when the kernel has forgotten it", got)
 			}
 		})
+	}
+}
+
+// Attributes are told while a file loses its name.
+func TestDeferredWhileRemoved(t *testing.T) {
+	c := client{unmounted(t), t}
+	in := func(n *node) fuse.InHeader { return fuse.InHeader{NodeId: n.id} }
+	for range 300 {
+		n := c.given("file", "content")
+		handle := c.open(n, unix.O_RDONLY)
+		var asked sync.WaitGroup
+		for _, ask := range []func() fuse.Status{
+			func() fuse.Status { return c.GetAttr(nil, &fuse.GetAttrIn{InHeader: in(n)}, new(fuse.AttrOut)) },
+			func() fuse.Status { return c.Statx(nil, &fuse.StatxIn{InHeader: in(n)}, new(fuse.StatxOut)) },
+			func() fuse.Status {
+				h := in(n)
+				_, s := c.ListXAttr(nil, &h, make([]byte, 256))
+				return s
+			},
+			func() fuse.Status {
+				_, s := c.read(n, handle)
+				return s
+			},
+		} {
+			asked.Go(func() {
+				if s := ask(); !s.Ok() {
+					t.Error(s)
+				}
+			})
+		}
+		c.remove("file")
+		other := c.small("file", nil)
+		asked.Wait()
+		c.close(n, handle)
+		c.isOpen(n, false)
+		c.Forget(n.id, 1000)
+		c.remove("file")
+		c.Forget(other, 1000)
 	}
 }
 

@@ -211,8 +211,14 @@ func (f *FS) forceClose(n *node) {
 	_ = f.closeUnused(n)
 }
 
-// withOpen calls fn with the content of n if somebody has it open; open says whether.
+// withOpen calls fn with the content of n if somebody has it open; open says whether. It is opened for deferred openers, because it may lose its name.
 func (f *FS) withOpen(n *node, fn func(o *openFile) error) (open bool, err error) {
+	_, _ = f.opened(n) // if that fails, there still is the name
+	return f.withOpenNow(n, fn)
+}
+
+// withOpenNow is withOpen for callers whom the kernel keeps its names for, and who may hold renames.
+func (f *FS) withOpenNow(n *node, fn func(o *openFile) error) (open bool, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open == nil {

@@ -45,7 +45,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 // linkNode gives n the name as, stored as disk in d. An open file is linked through its descriptor: it may have no name yet (O_TMPFILE), and has this one
 // before it can be closed.
 func (f *FS) linkNode(n *node, d *dir, disk string, as link) error {
-	open, err := f.withOpen(n, func(o *openFile) error {
+	open, err := f.withOpenNow(n, func(o *openFile) error {
 		err := unix.Linkat(unix.AT_FDCWD, procPath(o.fd, ""), d.fd, disk, unix.AT_SYMLINK_FOLLOW)
 		if err == nil {
 			f.nodes.named(n, as)
