@@ -51,7 +51,7 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		return 0, f.fail(n, "write", err)
 	}
 	m, err := o.data.WriteAt(data, int64(in.Offset))
-	if m > 0 && in.Fh == uncached && f.shared(n) {
+	if m > 0 && in.Fh&uncached != 0 && f.shared(n) {
 		// The kernel has dropped what it had of that before it asked, but may have read it again meanwhile.
 		_ = f.kernel.Invalidate(n.id, int64(in.Offset), int64(m))
 	}
@@ -127,7 +127,7 @@ func withoutSetID(mode uint32) uint32 {
 
 // Flush implements [fuse.RawFileSystem]: somebody closes the file.
 func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
-	if in.Fh == deferred {
+	if in.Fh&deferred != 0 {
 		return fuse.OK
 	}
 	n := f.nodes.get(in.NodeId)

@@ -13,9 +13,6 @@ import (
 // only counted: such an opener is deferred. When the kernel asks for something after all, since it has dropped a page for instance, the ciphertext is opened as
 // for any reader, and stays so while there are openers of either sort. Before the file loses a name it is opened, too: it might not be found later.
 
-// deferred is the kernel's handle of a deferred opener.
-const deferred = 2
-
 // deferred is how many openers of n are deferred. n.mu is held.
 func (n *node) deferred() int { return int(max(n.given, 1)) - 1 }
 

@@ -63,33 +63,51 @@ func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *
 	}
 	n.open.refs++
 	f.entryOut(n, &st, d, "", &out.EntryOut)
-	out.OpenFlags = openFlags(true)
+	out.OpenFlags, out.Fh = openFlags(true), handle(flags)
 	if f.flushes && flags&unix.O_ACCMODE == unix.O_WRONLY {
 		// Nobody reads or maps the file by this handle. What is written does not go through the page cache, so that the kernel has no pages to fill, does not ask for file
 		// capabilities, and has nothing to tell when the file is closed. A reader of a small file gets its content when it opens it.
 		out.OpenFlags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
-		out.Fh = uncached
+		out.Fh |= uncached
 	}
 	return nil
 }
 
-// uncached is the kernel's handle of a file that is written past the page cache, and closed without a word. Others are 0.
-const uncached = 1
+// What the kernel's handle of an opened file says, each a bit.
+const (
+	uncached = 1 << iota // the file is written past the page cache, and closed without a word
+	deferred             // nothing was opened for it yet
+	synced               // each change is to be durable before it is answered; the kernel sees to it for writes through the page cache only
+)
 
-// changed is called when the content has been changed by a handle: what no close will save is saved now.
-func (o *openFile) changed(handle uint64) error {
-	if handle != uncached {
-		return nil
+// handle is what the flags that a file is opened with ask for.
+func handle(flags uint32) uint64 {
+	if flags&unix.O_DSYNC != 0 { // O_SYNC has its bit
+		return synced
 	}
-	return o.file.Save()
+	return 0
+}
+
+// changed is called when the content has been changed by a handle, other than by a write: what no close will save, and no sync make durable, is now.
+func (o *openFile) changed(handle uint64) error {
+	switch {
+	case handle&synced != 0:
+		return o.sync(false)
+	case handle&uncached != 0:
+		return o.file.Save()
+	}
+	return nil
 }
 
 // written is changed after a write with flags. The kernel does not ask for the sync that those may want of a write past the page cache.
 func (o *openFile) written(handle uint64, flags uint32) error {
-	if handle != uncached || flags&unix.O_DSYNC == 0 {
-		return o.changed(handle)
+	switch {
+	case handle&uncached == 0:
+		return nil
+	case flags&unix.O_DSYNC != 0:
+		return o.sync(flags&unix.O_SYNC != unix.O_SYNC)
 	}
-	return o.sync(flags&unix.O_SYNC != unix.O_SYNC) // O_SYNC has the bit of O_DSYNC
+	return o.file.Save()
 }
 
 // Tmpfile implements [fuse.RawFileSystem]: a file without a name.

@@ -35,7 +35,7 @@ func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	}
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	cached := !write && in.Flags&unix.O_DIRECT == 0
-	out.OpenFlags = openFlags(write)
+	out.OpenFlags, out.Fh = openFlags(write), handle(in.Flags)
 	if cached && f.deferOpen(n) {
 		out.Fh = deferred
 		return fuse.OK
@@ -352,7 +352,7 @@ func (f *FS) upgrade(n *node) error {
 func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	switch n := f.nodes.get(in.NodeId); {
 	case n == nil:
-	case in.Fh == deferred:
+	case in.Fh&deferred != 0:
 		f.releaseDeferred(n)
 	default:
 		f.release(n)

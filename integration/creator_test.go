@@ -118,7 +118,7 @@ func TestReadersRaceWithCreator(t *testing.T) {
 	group.Wait()
 }
 
-// TestCreatorSyncs writes to new files whose handles, or the writes themselves, ask for a sync of each write: the kernel leaves that to the daemon.
+// TestCreatorSyncs changes new files by handles that ask for a sync of each change, or by writes that do: what the kernel leaves to the daemon.
 func TestCreatorSyncs(t *testing.T) {
 	const writes = 20
 	v := newVolume(t)
@@ -131,6 +131,16 @@ func TestCreatorSyncs(t *testing.T) {
 import os
 f = os.open('flag', os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 for i in range(%d): os.pwritev(f, [bytes(5000)], 5000 * i, os.RWF_DSYNC)"`, writes),
+		"fallocate": fmt.Sprintf(`/usr/bin/python3 -c "
+import os
+f = os.open('allocated', os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_SYNC)
+for i in range(%d): os.posix_fallocate(f, 5000 * i, 5000)"`, writes),
+		"copy_file_range": fmt.Sprintf(`/usr/bin/python3 -c "
+import os
+g = os.open('source', os.O_RDWR | os.O_CREAT | os.O_EXCL)
+os.write(g, bytes(5000))
+f = os.open('copy', os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DSYNC)
+for i in range(%d): os.copy_file_range(g, f, 5000, 0, 5000 * i)"`, writes),
 	} {
 		trace := filepath.Join(v.dir, how)
 		must(t, os.WriteFile(trace+".sh", []byte(`strace -ff -qq -e signal=none -e trace=fsync,fdatasync -o `+trace+` -p `+pid+` & s=$!
