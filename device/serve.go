@@ -17,8 +17,8 @@ const (
 	spinFor = 50 * time.Microsecond
 	// long is when answers take long, on average: somebody else had better wait for requests meanwhile.
 	long = 100 * time.Microsecond
-	// crowd is how often in a row several requests are there at once before there is one more to answer them. One program alone may have two: the release of a file, which
-	// it does not wait for, and its next request.
+	// crowd is how often in a row several requests are there at once before there is one more to answer them, up to one for each processor. One program alone may have two: the
+	// release of a file, which it does not wait for, and its next request.
 	crowd = 4
 	// tick is how often it is looked whether requests wait while everybody is busy.
 	tick = 2 * time.Millisecond
@@ -44,6 +44,7 @@ type serving struct {
 	working sync.WaitGroup
 	waiting atomic.Bool   // somebody waits
 	taken   atomic.Uint64 // requests so far
+	running atomic.Int32  // workers
 	ended   atomic.Bool   // the mount is gone
 	doubt   atomic.Int32  // how much more often it was looked for the next request in vain, of late
 	sleeps  atomic.Uint64 // how often somebody was about to sleep
@@ -148,6 +149,7 @@ func (c *Conn) start() {
 		}
 	}
 	c.busy = append(c.busy, w)
+	c.running.Store(int32(len(c.busy)))
 	c.working.Add(1)
 	go c.work(w)
 }
@@ -159,6 +161,7 @@ func (c *Conn) stop(w *worker) {
 	defer c.mu.Unlock()
 	i := slices.Index(c.busy, w)
 	c.busy = slices.Delete(c.busy, i, i+1)
+	c.running.Store(int32(len(c.busy)))
 	if len(c.idle) < keep {
 		c.idle = append(c.idle, w)
 	} else {
@@ -179,7 +182,7 @@ func (c *Conn) work(w *worker) {
 			}
 			n, err = c.wait(w)
 			c.waiting.Store(false)
-		} else if c.pending() {
+		} else if int(c.running.Load()) < runtime.NumCPU() && c.pending() {
 			crowded++
 		} else {
 			crowded = 0
