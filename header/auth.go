@@ -65,25 +65,31 @@ func (h *Header) endorsement(volumeKey keyring.DataKey) [endorsementSize]byte {
 // Seal authenticates h under dk, setting its data key ID, and returns its h.Size bytes. The error wraps [ErrBounds] if a
 // field, or all of them together, are not what a header can hold.
 func (h *Header) Seal(dk keyring.DataKey) ([]byte, error) {
+	h.KeyID = KeyID(dk)
+	raw, _, err := h.SealKnown(dk)
+	return raw, err
+}
+
+// SealKnown is Seal for the data key that has the ID h.KeyID already. It returns the secret from which the file's keys are derived, too.
+func (h *Header) SealKnown(dk keyring.DataKey) (raw, secret []byte, err error) {
 	if err := h.check(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(dk) != h.Algorithm.KeySize() {
-		return nil, fmt.Errorf("%w: data key of %d bytes for %v", ErrBounds, len(dk), h.Algorithm)
+		return nil, nil, fmt.Errorf("%w: data key of %d bytes for %v", ErrBounds, len(dk), h.Algorithm)
 	}
-	h.KeyID = KeyID(dk)
-	_, commitment, macKey := h.secrets(dk)
+	secret, commitment, macKey := h.secrets(dk)
 	h.commitment = [commitmentSize]byte(commitment)
-	raw, err := h.appendSigned(make([]byte, 0, h.Size))
+	raw, err = h.appendSigned(make([]byte, 0, h.Size))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	mac := hmac.New(sha256.New, macKey)
 	mac.Write(raw)
 	raw = mac.Sum(raw)
 	h.mac = [macSize]byte(raw[len(raw)-macSize:])
 	h.used = len(raw)
-	return raw[:h.Size], nil // the buffer was made of zeros: so is the padding
+	return raw[:h.Size], secret, nil // the buffer was made of zeros: so is the padding
 }
 
 // Verify checks a header that was parsed against its data key: data key ID, key commitment, and MAC over all of it. The error wraps

@@ -94,7 +94,7 @@ func (v *Volume) newFile(id header.ID) ([]byte, *blockcrypt.Cipher, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrNoKey, err)
 	}
-	return v.seal(id, v.keys.known.get(h.KeyID), h.EDKs)
+	return v.seal(id, h.KeyID, v.keys.known.get(h.KeyID), h.EDKs)
 }
 
 // SealFile returns the header bytes and the cipher of the file with the given ID under the data key of that ID, which is one of the volume's own. It is for files whose header is damaged
@@ -107,7 +107,7 @@ func (v *Volume) SealFile(id, key header.ID) ([]byte, *blockcrypt.Cipher, error)
 	if h.KeyID != key {
 		return nil, nil, fmt.Errorf("%w: %s", ErrForgotten, key)
 	}
-	return v.seal(id, v.keys.known.get(key), h.EDKs)
+	return v.seal(id, key, v.keys.known.get(key), h.EDKs)
 }
 
 // OwnKeys returns the IDs of the data keys that the volume itself has: that of the volume header and that of new files, if it is another one.
@@ -119,17 +119,18 @@ func (v *Volume) OwnKeys() []header.ID {
 	return own
 }
 
-func (v *Volume) seal(id header.ID, dk keyring.DataKey, edks []keyring.EncryptedDataKey) ([]byte, *blockcrypt.Cipher, error) {
+// seal makes the header and the cipher of the file with the given ID under dk, whose ID is key.
+func (v *Volume) seal(id, key header.ID, dk keyring.DataKey, edks []keyring.EncryptedDataKey) ([]byte, *blockcrypt.Cipher, error) {
 	vh := v.Header()
 	h := &header.Header{
 		Kind: header.File, Algorithm: vh.Algorithm, SegmentSize: vh.SegmentSize, Size: vh.Size,
-		FileID: id, Context: vh.Context, EDKs: edks,
+		FileID: id, KeyID: key, Context: vh.Context, EDKs: edks,
 	}
-	raw, err := h.Seal(dk)
+	raw, secret, err := h.SealKnown(dk)
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, id)
+	c, err := blockcrypt.NewCipherOf(blockcrypt.Algorithm(h.Algorithm), secret)
 	return raw, c, err
 }
 

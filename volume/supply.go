@@ -70,9 +70,10 @@ func (s *Supply) NewFile() ([]byte, *blockcrypt.Cipher, error) {
 	}
 	k := s.ready
 	s.ready = nil
-	raw, c, err := s.v.seal(id, k.dk(), k.edks)
+	key := header.KeyID(k.dk())
+	raw, c, err := s.v.seal(id, key, k.dk(), k.edks)
 	if err == nil {
-		s.v.keys.known.add(header.KeyID(k.dk()), k.dk())
+		s.v.keys.known.add(key, k.dk())
 	}
 	return raw, c, err
 }
