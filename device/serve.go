@@ -32,8 +32,8 @@ const (
 )
 
 // A Handler answers the request in and returns how long its answer, which it has written to out, is; 0 if there is to be none. Both are one
-// buffer each, and good until it returns.
-type Handler func(in, out [][]byte) int
+// buffer each, and good until it returns. What it returns beside, if that is not nil, is called once the answer has been written: what can be done while whoever asked goes on.
+type Handler func(in, out [][]byte) (n int, then func())
 
 // serving is what Serve keeps in mind.
 //
@@ -196,8 +196,15 @@ func (c *Conn) work(w *worker) {
 			c.start()
 		}
 		began := time.Now()
-		c.answer(w, n)
+		then := c.answer(w, n)
 		w.usual += (time.Since(began) - w.usual) / 8
+		if then != nil {
+			began = time.Now()
+			then()
+			if took := time.Since(began); took > tick {
+				w.usual += took / 8 // it is not computing alone that takes so long: somebody else had better wait
+			}
+		}
 	}
 }
 
@@ -256,8 +263,8 @@ func (c *Conn) read(w *worker) (n int, err error) {
 	}
 }
 
-// answer has the request of n bytes answered.
-func (c *Conn) answer(w *worker, n int) {
+// answer has the request of n bytes answered, and returns what can be done then.
+func (c *Conn) answer(w *worker, n int) (then func()) {
 	c.taken.Add(1)
 	if c.dozing.Load() {
 		c.stir()
@@ -265,17 +272,18 @@ func (c *Conn) answer(w *worker, n int) {
 	w.unique.Store(*uint64At(w.in[0], 8))
 	defer w.unique.Store(0)
 	if c.ended.Load() { // nobody waits for the answer, and end may have been here before
-		return
+		return nil
 	}
 	in := [1][]byte{w.in[0][:n]}
-	m := c.handle(in[:], w.out)
+	m, then := c.handle(in[:], w.out)
 	if m == 0 {
-		return
+		return then
 	}
 	// ENOENT says that the one who asked does not wait any more.
 	if _, err := unix.Write(c.fd, w.out[0][:m]); err != nil && err != unix.ENOENT && err != unix.ENODEV {
 		c.log.Warn("fuse: cannot answer a request", "opcode", *uint32At(w.in[0], 4), "err", err)
 	}
+	return then
 }
 
 // end notes that the mount is gone, or that its requests cannot be read any more, and interrupts what is under way.
@@ -300,7 +308,10 @@ func (c *Conn) end(err error) {
 func (c *Conn) interrupt(w *worker, unique uint64) {
 	in := make([]byte, inHeaderSize+8)
 	*uint32At(in, 0), *uint32At(in, 4), *uint64At(in, inHeaderSize) = uint32(len(in)), opInterrupt, unique
-	for c.handle([][]byte{in}, [][]byte{make([]byte, page)}) != 0 && w.unique.Load() == unique {
+	for w.unique.Load() == unique {
+		if n, _ := c.handle([][]byte{in}, [][]byte{make([]byte, page)}); n == 0 {
+			return
+		}
 		time.Sleep(tick)
 	}
 }

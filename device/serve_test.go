@@ -11,10 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the handler of these tests is asked: to answer at once, or when the test says so.
+// What the handler of these tests is asked: to answer at once, to do so when the test says so, or to have something to do after the answer until the test says so.
 const (
 	opAnswer = 1000
 	opHold   = 1001
+	opThen   = 1002
 )
 
 // A kernel is the other side of a Conn, over a socket that keeps the bounds of messages.
@@ -74,7 +75,7 @@ func (k *kernel) stopped(unique uint64) chan struct{} {
 	return k.stop[unique]
 }
 
-func (k *kernel) handle(in, out [][]byte) int {
+func (k *kernel) handle(in, out [][]byte) (n int, then func()) {
 	unique := *uint64At(in[0], 8)
 	switch *uint32At(in[0], 4) {
 	case opInterrupt:
@@ -82,7 +83,7 @@ func (k *kernel) handle(in, out [][]byte) int {
 			break
 		}
 		close(k.stopped(*uint64At(in[0], inHeaderSize)))
-		return 0
+		return 0, nil
 	case opHold:
 		stopped := k.stopped(unique)
 		k.held <- unique
@@ -90,10 +91,15 @@ func (k *kernel) handle(in, out [][]byte) int {
 		case <-k.let:
 		case <-stopped:
 		}
+	case opThen:
+		then = func() {
+			k.held <- unique
+			<-k.let
+		}
 	}
 	clear(out[0][:outHeaderSize])
 	*uint32At(out[0], 0), *uint64At(out[0], 8) = outHeaderSize, unique
-	return outHeaderSize
+	return outHeaderSize, then
 }
 
 func (k *kernel) send(op uint32, unique uint64) {
@@ -173,6 +179,34 @@ func TestOthersGoOn(t *testing.T) {
 	if len(k.conn.idle) > keep {
 		t.Errorf("%d workers are kept", len(k.conn.idle))
 	}
+}
+
+// TestAfterwards has something done after an answer, which is not waited for: not by who asked, not by others, but at the end.
+func TestAfterwards(t *testing.T) {
+	k := newKernel(t)
+	k.send(opThen, 100)
+	if got := k.answer(); got != 100 {
+		t.Fatalf("answered %d", got)
+	}
+	<-k.held
+	for i := range uint64(20) {
+		k.send(opAnswer, 200+i)
+		if got := k.answer(); got != 200+i {
+			t.Fatalf("answered %d", got)
+		}
+	}
+	unix.Close(k.fd)
+	for !k.conn.ended.Load() {
+		runtime.Gosched()
+	}
+	select {
+	case <-k.done:
+		t.Error("Serve has returned while a worker was at work")
+	default:
+	}
+	close(k.let)
+	<-k.done
+	k.conn.Close()
 }
 
 // TestInterruptedAtTheEnd takes the connection away while requests are held: they are interrupted, and Serve returns.

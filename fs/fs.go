@@ -152,9 +152,9 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 		PanicHandler:             f.panicked,
 		Logger:                   log.New(logWriter{c.Logger}, "", 0),
 	})
-	flags, err := f.kernel.Init(func(in, out [][]byte) int {
+	flags, err := f.kernel.Init(func(in, out [][]byte) (int, func()) {
 		n, _ := protocol.HandleRequest(in, out)
-		return n
+		return n, nil
 	})
 	if err != nil {
 		_ = f.kernel.Unmount()
