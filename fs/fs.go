@@ -7,11 +7,13 @@
 // The mount is the volume's only writer (its lock says so), so the kernel may keep attributes, entries, absent entries, symbolic
 // links, directory listings and data for as long as it likes.
 //
-// Lock order: FS.renames, then node.mu, then those of blockcrypt and journal, then table.mu, dirs.mu or listings.mu. No lock of these is held over a system call.
+// Lock order: FS.renames, then listing.mu of a listing that is in use, then node.mu, then those of blockcrypt and journal, then table.mu, dirs.mu or listings.mu. None of the last three is held over a
+// system call.
 package fs
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log"
 	"log/slog"
@@ -125,7 +127,7 @@ func Mount(mountpoint string, c Config) (*Server, error) {
 		defer close(s.served)
 		f.kernel.Serve()
 	}()
-	f.readAhead(mountpoint)
+	f.readAheadPages(mountpoint)
 	return s, nil
 }
 
@@ -154,7 +156,7 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 	})
 	flags, err := f.kernel.Init(func(in, out [][]byte) (int, func()) {
 		n, _ := protocol.HandleRequest(in, out)
-		return n, nil
+		return n, f.afterwards(in[0])
 	})
 	if err != nil {
 		_ = f.kernel.Unmount()
@@ -193,12 +195,29 @@ func (f *FS) close() {
 	}
 }
 
+// Codes of requests, which go-fuse keeps to itself.
+const (
+	opReadDir     = 28
+	opReadDirPlus = 44
+)
+
+// afterwards returns what is to be done once a request has been answered, nil for nothing. The header of a request is its length (4 bytes), its code (4), a number of its own (8) and its node (8).
+func (f *FS) afterwards(request []byte) func() {
+	switch binary.NativeEndian.Uint32(request[4:]) {
+	case opReadDir, opReadDirPlus:
+		if l := f.listings.long(binary.NativeEndian.Uint64(request[16:])); l != nil {
+			return func() { f.readAhead(l) }
+		}
+	}
+	return nil
+}
+
 // String names the file system in go-fuse's messages.
 func (f *FS) String() string { return "kmsfs" }
 
-// readAhead asks the kernel to read ahead a whole request at a time: its default is an eighth of that. It needs root; without, reads
+// readAheadPages asks the kernel to read ahead a whole request at a time: its default is an eighth of that. It needs root; without, reads
 // are merely smaller.
-func (f *FS) readAhead(mountpoint string) {
+func (f *FS) readAheadPages(mountpoint string) {
 	// The list of mounts tells the device without a request to this process.
 	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(mountpoint))
 	if err != nil || len(infos) == 0 {

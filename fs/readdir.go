@@ -1,10 +1,9 @@
 package fs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
-	"slices"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -13,118 +12,6 @@ import (
 	"github.com/kmsfs/kmsfs/names"
 	"github.com/kmsfs/kmsfs/volume"
 )
-
-const (
-	// maxListings is how many listings are kept between requests, each with a descriptor and a buffer.
-	maxListings = 64
-	// listingSize is how much of a directory is read at once, in bytes.
-	listingSize = 32 << 10
-)
-
-// A listing is how far somebody has listed a directory. One that is in use belongs to its request alone.
-type listing struct {
-	node *node
-	fd   int    // -1 when the end was reached
-	rest []byte // what of buf is not consumed yet
-	last uint64 // offset behind the entry that was returned last
-
-	buf *[listingSize]byte // entries as getdents64 returned them; nil when the end was reached
-}
-
-// listings keeps those that are likely to be gone on with, the one used last in front. Kernels from 5.1 on open directories without asking, so there is
-// nothing to know them by but the directory and the offset. Who is not found here, because others have listed many
-// directories since, or because the directory has changed, seeks.
-type listings struct {
-	mu  sync.Mutex
-	lru []*listing // guarded by mu
-
-	buffers sync.Pool // of *[listingSize]byte: most directories are listed in one request
-}
-
-// take returns a listing of d that goes on at an offset.
-func (c *listings) take(d *dir, off uint64) (*listing, error) {
-	if off != 0 { // from the start, a directory is always read anew
-		if l := c.kept(d.node, off); l != nil {
-			return l, nil
-		}
-	}
-	fd, err := openDot(d.fd)
-	if err != nil {
-		return nil, err
-	}
-	if off != 0 {
-		if _, err := unix.Seek(fd, int64(off), 0); err != nil {
-			unix.Close(fd)
-			return nil, err
-		}
-	}
-	buf, ok := c.buffers.Get().(*[listingSize]byte)
-	if !ok {
-		buf = new([listingSize]byte)
-	}
-	return &listing{node: d.node, fd: fd, buf: buf, last: off}, nil
-}
-
-// kept returns the listing of n that has come to an offset, and was used last of those that have; nil if none is kept.
-func (c *listings) kept(n *node, off uint64) *listing {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	i := slices.IndexFunc(c.lru, func(l *listing) bool { return l.node == n && l.last == off })
-	if i < 0 {
-		return nil
-	}
-	l := c.lru[i]
-	c.lru = slices.Delete(c.lru, i, i+1)
-	return l
-}
-
-// keep takes back a listing that somebody may go on with.
-func (c *listings) keep(l *listing) {
-	c.mu.Lock()
-	var old *listing
-	if last := len(c.lru) - 1; last >= maxListings-1 {
-		old = c.lru[last]
-		c.lru = slices.Delete(c.lru, last, last+1)
-	}
-	c.lru = slices.Insert(c.lru, 0, l)
-	c.mu.Unlock()
-	c.close(old)
-}
-
-// drop ends the listings of a directory that are kept, all there are if n is nil, and reports whether there were any.
-func (c *listings) drop(n *node) bool {
-	c.mu.Lock()
-	var old []*listing
-	c.lru = slices.DeleteFunc(c.lru, func(l *listing) bool {
-		gone := n == nil || l.node == n
-		if gone {
-			old = append(old, l)
-		}
-		return gone
-	})
-	c.mu.Unlock()
-	for _, l := range old {
-		c.close(l)
-	}
-	return len(old) > 0
-}
-
-// changedIn is called when entries of d have changed, before the kernel hears of it. Whoever begins to list d afterwards is to find the change, but may go on where somebody is now
-// who began before: with what that one has read ahead, and, since the kernel keeps what it has listed before it has all of it, with what is kept there.
-func (f *FS) changedIn(d *dir) {
-	if f.listings.drop(d.node) {
-		_ = f.kernel.Invalidate(d.node.id, 0, 0)
-	}
-}
-
-// close gives back what l holds; nil holds nothing.
-func (c *listings) close(l *listing) {
-	if l != nil && l.fd >= 0 {
-		unix.Close(l.fd)
-		c.buffers.Put(l.buf)
-		l.fd, l.buf, l.rest = -1, nil, nil
-	}
-}
 
 // OpenDir implements [fuse.RawFileSystem]. The kernel need not ask, and keeps what it has listed: it knows of every change.
 func (f *FS) OpenDir(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
@@ -185,9 +72,10 @@ func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 			return true
 		}
 		var st unix.Stat_t
-		if f.statEntry(d, e.disk, &st) == nil {
+		disk := string(e.disk)
+		if f.statEntry(d, disk, &st) == nil {
 			n := f.nodes.look(&st, link{d.node, name})
-			f.entryOut(n, &st, d, e.disk, entry)
+			f.entryOut(n, &st, d, disk, entry)
 		}
 		return true // without attributes if it is gone: the kernel will ask
 	})
@@ -210,30 +98,35 @@ func (f *FS) list(in *fuse.ReadIn, add func(d *dir, e dirent, name string) bool)
 	if err != nil {
 		return status(err)
 	}
+	taken, full := 0, false // bytes of entries; whether there is no room for more
 	for l.fd >= 0 {
-		if len(l.rest) == 0 {
-			n, err := unix.Getdents(l.fd, l.buf[:])
-			if err != nil {
+		e, size, name, ok := l.next()
+		if !ok {
+			if err := l.err; err == nil {
 				f.listings.close(l)
+			} else if l.last == in.Offset { // else next time: the answer has entries
+				f.listings.done(l)
 				return status(err)
 			}
-			if n == 0 {
-				f.listings.close(l)
-				break
-			}
-			l.rest = l.buf[:n]
+			break
 		}
-		e, size := parseDirent(l.rest)
-		if name, ok := f.plainName(d, e.disk); ok {
-			if !add(d, e, name) {
+		if name == "" {
+			name, ok = f.plainName(d, string(e.disk))
+		}
+		if ok {
+			if full = !add(d, e, name); full {
 				break
 			}
 			l.last = e.off
 		}
-		l.rest = l.rest[size:]
+		l.skip(size)
+		taken += size
+	}
+	if full && in.Offset != 0 {
+		l.ahead = min(taken, listingSize-maxDirent)
 	}
 	if l.last == in.Offset {
-		f.listings.close(l) // the kernel has all of it
+		f.listings.done(l) // the kernel has all of it
 	} else {
 		f.listings.keep(l)
 	}
@@ -282,7 +175,7 @@ type dirent struct {
 	ino  uint64
 	off  uint64 // where the listing goes on
 	mode uint32 // S_IFMT bits
-	disk string
+	disk []byte // part of what was parsed
 }
 
 // parseDirent reads the first entry of what getdents64 returned: d_ino, d_off, d_reclen, d_type and d_name.
@@ -292,13 +185,7 @@ func parseDirent(b []byte) (e dirent, size int) {
 	size = int(binary.NativeEndian.Uint16(b[16:]))
 	e.mode = uint32(b[18]) << 12
 	name := b[19:size]
-	for i, c := range name {
-		if c == 0 {
-			name = name[:i]
-			break
-		}
-	}
-	e.disk = string(name)
+	e.disk = name[:bytes.IndexByte(name, 0)]
 	return e, size
 }
 
@@ -316,10 +203,11 @@ func readNames(fd int, fn func(name string) error) error {
 		for rest := buf[:n]; len(rest) > 0; {
 			e, size := parseDirent(rest)
 			rest = rest[size:]
-			if e.disk == "." || e.disk == ".." {
+			name := string(e.disk)
+			if name == "." || name == ".." {
 				continue
 			}
-			if err := fn(e.disk); err != nil {
+			if err := fn(name); err != nil {
 				return err
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,95 @@ func TestListingBegunAfterChange(t *testing.T) {
 	}
 }
 
+// TestLongListingWhileItChanges lists a directory that is read ahead while entries of it come and go, by several at once, some of whom begin anew or leave: what is there all the time is listed once.
+func TestLongListingWhileItChanges(t *testing.T) {
+	const files, rounds = 4000, 8
+	dir := filepath.Join(newVolume(t).mount(t), "dir")
+	must(t, os.Mkdir(dir, 0o755))
+	for i := range files {
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint("stays", i)), nil, 0o644))
+	}
+	listed := make(chan struct{})
+	var changing, listing sync.WaitGroup
+	changing.Go(func() {
+		for i := 0; ; i++ {
+			name := filepath.Join(dir, fmt.Sprint("goes", i%50))
+			if err := os.WriteFile(name, nil, 0o644); err != nil {
+				t.Error(err)
+				return
+			}
+			if i%2 == 0 {
+				if err := os.Rename(name, name+"on"); err != nil {
+					t.Error(err)
+				}
+				name += "on"
+			}
+			if err := os.Remove(name); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-listed:
+				return
+			default:
+			}
+		}
+	})
+	for one := range 3 {
+		listing.Go(func() {
+			rnd := rand.New(rand.NewPCG(2, uint64(one)))
+			l := &dirReader{-1}
+			for range rounds {
+				fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				l.fd = fd
+				for range rnd.IntN(12) {
+					if _, err := l.some(4096); err != nil {
+						t.Error(err)
+					}
+				}
+				if rnd.IntN(3) > 0 {
+					if _, err := unix.Seek(fd, 0, 0); err != nil {
+						t.Error(err)
+					}
+					checkStays(t, l, []int{4096, 8192, 32 << 10}[rnd.IntN(3)], files)
+				}
+				if err := unix.Close(fd); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	listing.Wait()
+	close(listed)
+	changing.Wait()
+}
+
+// checkStays lists a directory from where l is, by answers of a size.
+func checkStays(t *testing.T, l *dirReader, size, files int) {
+	times := make(map[string]int)
+	for {
+		some, err := l.some(size)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if len(some) == 0 {
+			break
+		}
+		for _, name := range some {
+			times[name]++
+		}
+	}
+	for i := range files {
+		if n := times[fmt.Sprint("stays", i)]; n != 1 {
+			t.Errorf("stays%d is listed %d times", i, n)
+		}
+	}
+}
+
 // A dirReader lists a directory by as many bytes of entries at a time as it is told.
 type dirReader struct{ fd int }
 
@@ -77,11 +167,20 @@ func openDirectory(t *testing.T, dir string) *dirReader {
 // next returns the next names but . and .., none at the end.
 func (d *dirReader) next(t *testing.T, size int) (names []string) {
 	t.Helper()
+	names, err := d.some(size)
+	must(t, err)
+	return names
+}
+
+// some is next for other goroutines than the test's.
+func (d *dirReader) some(size int) (names []string, err error) {
 	buf := make([]byte, size)
 	n, err := unix.Getdents(d.fd, buf)
-	must(t, err)
+	if err != nil {
+		return nil, err
+	}
 	_, _, names = unix.ParseDirent(buf[:n], -1, nil)
-	return names
+	return names, nil
 }
 
 func (d *dirReader) rewind(t *testing.T) {
