@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"encoding/binary"
 	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -19,8 +20,12 @@ type siv struct {
 	k1, k2   [block]byte // for the last block of a CMAC, RFC 4493 section 2.3
 	first    [block]byte // dbl(CMAC(zero)): with it S2V begins
 
-	scratch sync.Pool // of *scratch
+	last    atomic.Pointer[begun] // the associated data used last, of 16 bytes: the names of one directory follow each other
+	scratch sync.Pool             // of *scratch
 }
+
+// A begun is how S2V begins with associated data.
+type begun struct{ ad, d [block]byte }
 
 // A scratch is where the ciphers work: what they are given escapes to the heap.
 type scratch struct{ x, y [block]byte }
@@ -76,9 +81,7 @@ func (s *siv) open(dst, sealed, ad []byte) ([]byte, error) {
 
 // s2v sets v to the synthetic initialization vector of plain and ad, RFC 5297 section 2.4. It changes plain meanwhile.
 func (s *siv) s2v(v *[block]byte, plain, ad []byte) {
-	s.cmac(v, ad)
-	d := *v
-	subtle.XORBytes(d[:], d[:], s.first[:])
+	d := s.begin(v, ad)
 	if len(plain) >= block {
 		end := plain[len(plain)-block:]
 		subtle.XORBytes(end, end, d[:])
@@ -90,6 +93,19 @@ func (s *siv) s2v(v *[block]byte, plain, ad []byte) {
 	subtle.XORBytes(d[:], d[:], plain)
 	d[len(plain)] ^= 0x80
 	s.cmac(v, d[:])
+}
+
+// begin returns what S2V makes of ad, before plain; v is room to work in.
+func (s *siv) begin(v *[block]byte, ad []byte) [block]byte {
+	if b := s.last.Load(); b != nil && string(ad) == string(b.ad[:]) {
+		return b.d
+	}
+	s.cmac(v, ad)
+	subtle.XORBytes(v[:], v[:], s.first[:])
+	if len(ad) == block {
+		s.last.Store(&begun{[block]byte(ad), *v})
+	}
+	return *v
 }
 
 // cmac sets x to the AES-CMAC of data, RFC 4493 section 2.4.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/tink-crypto/tink-go/v2/daead/subtle"
@@ -117,4 +118,38 @@ func TestSIVRefuses(t *testing.T) {
 			t.Fatalf("%d bytes with other associated data: %v", n, err)
 		}
 	}
+}
+
+// TestSIVRemembers has several goroutines use few strings of associated data by turns, one of which was used last.
+func TestSIVRemembers(t *testing.T) {
+	key := make([]byte, sivKeySize)
+	shared, err := newSIV(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ads := [][]byte{nil, []byte("a"), []byte("sixteen bytes: 1"), []byte("sixteen bytes: 2"), []byte("sixteen bytes: 2 and more")}
+	plain := []byte("a-usual-name.go")
+	var want [][]byte
+	for _, ad := range ads {
+		fresh, err := newSIV(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, fresh.seal(nil, plain, ad))
+	}
+	var all sync.WaitGroup
+	for g := range 4 {
+		all.Go(func() {
+			for i := range 2000 {
+				which := (i/(g+1) + g) % len(ads)
+				if got := shared.seal(nil, plain, ads[which]); !bytes.Equal(got, want[which]) {
+					t.Errorf("sealed with %q: %x, want %x", ads[which], got, want[which])
+				}
+				if got, err := shared.open(nil, want[which], ads[which]); err != nil || !bytes.Equal(got, plain) {
+					t.Errorf("opened with %q: %q, %v", ads[which], got, err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
