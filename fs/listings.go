@@ -170,13 +170,15 @@ func (f *FS) readAhead(l *listing) {
 	}
 	known := len(l.names)
 	l.names = append(l.space[:0], l.names...)
+	text := string(l.rest) // one for all sealed names
 	for rest := l.rest; len(rest) > 0; known-- {
 		e, size := parseDirent(rest)
+		at := len(text) - len(rest) + direntName
 		rest = rest[size:]
 		if known > 0 {
 			continue
 		}
-		name, err := f.names.Open(l.id, string(e.disk))
+		name, err := f.names.Open(l.id, text[at:at+len(e.disk)])
 		if err != nil {
 			name = ""
 		}

@@ -178,13 +178,16 @@ type dirent struct {
 	disk []byte // part of what was parsed
 }
 
+// direntName is where the name is in what getdents64 returns.
+const direntName = 19
+
 // parseDirent reads the first entry of what getdents64 returned: d_ino, d_off, d_reclen, d_type and d_name.
 func parseDirent(b []byte) (e dirent, size int) {
 	e.ino = binary.NativeEndian.Uint64(b)
 	e.off = binary.NativeEndian.Uint64(b[8:])
 	size = int(binary.NativeEndian.Uint16(b[16:]))
 	e.mode = uint32(b[18]) << 12
-	name := b[19:size]
+	name := b[direntName:size]
 	e.disk = name[:bytes.IndexByte(name, 0)]
 	return e, size
 }
