@@ -134,7 +134,7 @@ func (l *log) reserve(n int64) error {
 	if pos+n <= l.allocated {
 		return nil
 	}
-	end := (pos + n + 1<<20) &^ (1<<20 - 1)
+	end := (pos + n + 1<<20 - 1) &^ (1<<20 - 1)
 	zeros := make([]byte, 64<<10)
 	size, err := l.disk.Size()
 	if err != nil {
