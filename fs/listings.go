@@ -108,8 +108,8 @@ func (c *listings) done(l *listing) {
 	l.mu.Unlock()
 }
 
-// drop ends the listings of a directory that are kept, all there are if n is nil, and reports whether there were any. When it returns, none of them is being read ahead.
-func (c *listings) drop(n *node) bool {
+// drop ends the listings of a directory that are kept, all there are if n is nil. When it returns, none of them is being read ahead.
+func (c *listings) drop(n *node) {
 	c.mu.Lock()
 	var old []*listing
 	c.lru = slices.DeleteFunc(c.lru, func(l *listing) bool {
@@ -124,13 +124,25 @@ func (c *listings) drop(n *node) bool {
 		l.mu.Lock()
 		c.done(l)
 	}
-	return len(old) > 0
+}
+
+// giveListed notes that the kernel is given entries of the directory n, which it may keep, and go on with for as long as somebody has not listed all of n.
+func (n *node) giveListed() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.given = 1
 }
 
 // changedIn is called when entries of d have changed, before the kernel hears of it. Whoever begins to list d afterwards is to find the change, but may go on where somebody is now
-// who began before: with what that one has read ahead, and, since the kernel keeps what it has listed before it has all of it, with what is kept there.
+// who began before: with what that one has read ahead, and, since the kernel keeps what it has listed before it has all of it, with what is kept there. Whether somebody has begun is
+// not to be told from the listings that are kept here, so the kernel drops what it was given since it did so last.
 func (f *FS) changedIn(d *dir) {
-	if f.listings.drop(d.node) {
+	f.listings.drop(d.node)
+	d.node.mu.Lock()
+	given := d.node.given > 0
+	d.node.ungiven()
+	d.node.mu.Unlock()
+	if given {
 		_ = f.kernel.Invalidate(d.node.id, 0, 0)
 	}
 }

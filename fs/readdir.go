@@ -94,6 +94,7 @@ func (f *FS) list(in *fuse.ReadIn, add func(d *dir, e dirent, name string) bool)
 		return status(f.dirFailed(n, err))
 	}
 	defer f.dirs.release(d)
+	n.giveListed()
 	l, err := f.listings.take(d, in.Offset)
 	if err != nil {
 		return status(err)

@@ -31,7 +31,7 @@ type node struct {
 	gone bool // the last name was removed, or is about to be: the number of the inode may be another's; guarded by table.mu
 
 	attrs uint8 // whether it has extended attributes, see lookForAttrs; guarded by mu
-	given uint8 // 0: the kernel was not given the content, see FS.prefill; else one more than there are deferred openers; guarded by mu
+	given uint8 // 0: the kernel was not given the content, see FS.prefill, or entries, see FS.changedIn; else one more than there are deferred openers; guarded by mu
 
 	// Guarded by table.mu.
 	refs uint64 // the kernel's references, and the links that have this node for a parent; none: the table does not know the node any more

@@ -65,6 +65,50 @@ func TestListingBegunAfterChange(t *testing.T) {
 	}
 }
 
+// TestListingBegunAfterChangeAmongMany is TestListingBegunAfterChange for a listing that rests while so many other directories are listed that the daemon has given it up.
+func TestListingBegunAfterChangeAmongMany(t *testing.T) {
+	const others, files = 80, 800
+	m := newVolume(t).mount(t)
+	dir := filepath.Join(m, "dir")
+	must(t, os.Mkdir(dir, 0o755))
+	for i := range files {
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint("file", i)), nil, 0o644))
+	}
+	for i := range others {
+		must(t, os.Mkdir(filepath.Join(m, fmt.Sprint("other", i)), 0o755))
+	}
+	rnd := rand.New(rand.NewPCG(3, 0))
+	for round := range 60 {
+		older := openDirectory(t, dir)
+		for range 1 + rnd.IntN(4) {
+			older.next(t, 4096)
+		}
+		for i := range others {
+			other := openDirectory(t, filepath.Join(m, fmt.Sprint("other", i)))
+			other.next(t, 4096)
+			other.close(t)
+		}
+		name := filepath.Join(dir, fmt.Sprint("new", round))
+		must(t, os.WriteFile(name, nil, 0o644))
+		l := openDirectory(t, dir)
+		var all []string
+		for range rnd.IntN(2) {
+			all = append(all, l.next(t, 4096)...)
+		}
+		for len(older.next(t, 32<<10)) > 0 { // now the kernel has a listing that began before the change
+		}
+		for some := l.next(t, 4096); len(some) > 0; some = l.next(t, 4096) {
+			all = append(all, some...)
+		}
+		if !slices.Contains(all, filepath.Base(name)) || len(all) != files+1 {
+			t.Errorf("round %d: %d entries and not %d, with the new one: %v", round, len(all), files+1, slices.Contains(all, filepath.Base(name)))
+		}
+		must(t, os.Remove(name))
+		older.close(t)
+		l.close(t)
+	}
+}
+
 // TestLongListingWhileItChanges lists a directory that is read ahead while entries of it come and go, by several at once, some of whom begin anew or leave: what is there all the time is listed once.
 func TestLongListingWhileItChanges(t *testing.T) {
 	const files, rounds = 4000, 8
