@@ -206,7 +206,10 @@ func (f *FS) afterwards(request []byte) func() {
 	switch binary.NativeEndian.Uint32(request[4:]) {
 	case opReadDir, opReadDirPlus:
 		if l := f.listings.long(binary.NativeEndian.Uint64(request[16:])); l != nil {
-			return func() { f.readAhead(l) }
+			return func() {
+				defer f.recovered()
+				f.readAhead(l)
+			}
 		}
 	}
 	return nil
@@ -232,6 +235,13 @@ func (f *FS) readAheadPages(mountpoint string) {
 func (f *FS) panicked(v any) fuse.Status {
 	f.log.Error("internal error: panic in a request", "panic", v, "stack", stack())
 	return fuse.EIO
+}
+
+// recovered is to be deferred: after the answer, there is no request that a bug could fail.
+func (f *FS) recovered() {
+	if v := recover(); v != nil {
+		f.log.Error("internal error: panic after a request", "panic", v, "stack", stack())
+	}
 }
 
 // logWriter hands go-fuse's own messages to the log.

@@ -173,10 +173,13 @@ func (c *listings) long(id uint64) *listing {
 }
 
 // readAhead prepares what is asked next of a listing that long has returned: entries are read and names opened while the kernel and the program take the answer before.
-// Names that take more than their entry, or do not authenticate, are left to the request.
+// Names that take more than their entry, or do not authenticate, are left to the request. So are errors: it may do better, with more room.
 func (f *FS) readAhead(l *listing) {
 	defer l.mu.Unlock()
 	l.read(l.ahead)
+	if l.err != nil {
+		l.end, l.err = false, nil
+	}
 	if f.plain {
 		return
 	}
@@ -202,7 +205,11 @@ func (f *FS) readAhead(l *listing) {
 // read reads more entries, until there are size bytes of them, about.
 func (l *listing) read(size int) {
 	n := copy(l.buf[:], l.rest)
-	more, err := unix.Getdents(l.fd, l.buf[n:min(max(n, size)+maxDirent, listingSize)])
+	more := 0
+	err := again(func() (err error) {
+		more, err = unix.Getdents(l.fd, l.buf[n:min(max(n, size)+maxDirent, listingSize)])
+		return err
+	})
 	if err != nil {
 		more = 0
 	}
