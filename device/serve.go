@@ -17,7 +17,7 @@ const (
 	spinFor = 50 * time.Microsecond
 	// long is when answers take long, on average: somebody else had better wait for requests meanwhile.
 	long = 100 * time.Microsecond
-	// crowd is how often in a row several requests are there at once before there is one more to answer them, up to one for each processor. One program alone may have two: the
+	// crowd is how often in a row several requests are there at once before there is one more to answer them, up to one for each processor beside those that are stuck. One program alone may have two: the
 	// release of a file, which it does not wait for, and its next request.
 	crowd = 4
 	// tick is how often it is looked whether requests wait while everybody is busy.
@@ -45,6 +45,7 @@ type serving struct {
 	waiting atomic.Bool   // somebody waits
 	taken   atomic.Uint64 // requests so far
 	running atomic.Int32  // workers
+	stuck   atomic.Int32  // of them, those that have had the same request for a tick
 	ended   atomic.Bool   // the mount is gone
 	doubt   atomic.Int32  // how much more often it was looked for the next request in vain, of late
 	sleeps  atomic.Uint64 // how often somebody was about to sleep
@@ -62,6 +63,7 @@ type worker struct {
 	memory  []byte // of in and out
 	in, out [][]byte
 	unique  atomic.Uint64 // of the request that it answers, 0 if none
+	seen    uint64        // what unique was at the last tick; guarded by serving.mu
 	usual   time.Duration // how long its answers take, of late
 }
 
@@ -182,7 +184,7 @@ func (c *Conn) work(w *worker) {
 			}
 			n, err = c.wait(w)
 			c.waiting.Store(false)
-		} else if int(c.running.Load()) < runtime.NumCPU() && c.pending() {
+		} else if int(c.running.Load()-c.stuck.Load()) < runtime.NumCPU() && c.pending() {
 			crowded++
 		} else {
 			crowded = 0
@@ -327,6 +329,7 @@ func (c *Conn) watch() {
 		c.dozing.Store(false)
 		for quiet := 0; quiet < idleTicks && !c.ended.Load(); {
 			time.Sleep(tick)
+			c.lookForStuck()
 			taken := c.taken.Load()
 			switch {
 			case taken != last:
@@ -338,6 +341,21 @@ func (c *Conn) watch() {
 			}
 		}
 	}
+}
+
+// lookForStuck counts the workers that have had the same request for a tick: what they wait for, a CMK or a disk, is no processor.
+func (c *Conn) lookForStuck() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stuck := int32(0)
+	for _, w := range c.busy {
+		unique := w.unique.Load()
+		if unique != 0 && unique == w.seen {
+			stuck++
+		}
+		w.seen = unique
+	}
+	c.stuck.Store(stuck)
 }
 
 // stir has the watch look.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -179,6 +180,35 @@ func TestOthersGoOn(t *testing.T) {
 	if len(k.conn.idle) > keep {
 		t.Errorf("%d workers are kept", len(k.conn.idle))
 	}
+}
+
+// TestStuckRequestsAreNoCrowd has as many requests held as there are processors: for the others, there may be as many workers again.
+func TestStuckRequestsAreNoCrowd(t *testing.T) {
+	k := newKernel(t)
+	defer k.end()
+	most := runtime.NumCPU()
+	for i := range most {
+		k.send(opHold, 100+uint64(i))
+		<-k.held
+	}
+	unique := uint64(1000)
+	until := func(stuck int) {
+		deadline := time.Now().Add(time.Minute)
+		for int(k.conn.stuck.Load()) != stuck {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d workers count as stuck, not %d", k.conn.stuck.Load(), stuck)
+			}
+			k.send(opAnswer, unique)
+			k.answer()
+			unique++
+		}
+	}
+	until(most)
+	close(k.let)
+	for range most {
+		k.answer()
+	}
+	until(0)
 }
 
 // TestAfterwards has something done after an answer, which is not waited for: not by who asked, not by others, but at the end.
