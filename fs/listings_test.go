@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -189,6 +191,55 @@ func testReadAheadFails(t *testing.T, forGood bool) {
 	}
 	if len(f.listings.lru) != 0 {
 		t.Errorf("%d listings are kept", len(f.listings.lru))
+	}
+}
+
+// TestGivenUpWhileReadAhead has so many listings kept that one is given up which is being read ahead: it is not closed before that is over.
+func TestGivenUpWhileReadAhead(t *testing.T) {
+	f := unmounted(t)
+	d, err := f.dir(f.nodes.root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.dirs.release(d)
+	take := func() *listing {
+		l, err := f.listings.take(d, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.ahead = 1000
+		return l
+	}
+	f.listings.keep(take())
+	l := f.listings.long(fuse.FUSE_ROOT_ID)
+	others := make([]*listing, maxListings)
+	for i := range others {
+		others[i] = take()
+	}
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		for _, other := range others {
+			f.listings.keep(other)
+		}
+	}()
+	for isKept := true; isKept; runtime.Gosched() {
+		f.listings.mu.Lock()
+		isKept = slices.Contains(f.listings.lru, l)
+		f.listings.mu.Unlock()
+	}
+	select {
+	case <-kept:
+		t.Error("who gives up the listing does not wait")
+	default:
+	}
+	f.readAhead(l)
+	<-kept
+	if l.fd >= 0 {
+		t.Error("the listing is open")
+	}
+	if n := len(f.listings.lru); n != maxListings {
+		t.Errorf("%d listings are kept", n)
 	}
 }
 

@@ -109,6 +109,34 @@ func TestListingBegunAfterChangeAmongMany(t *testing.T) {
 	}
 }
 
+// TestListingGoesOnWithNothingOld has two listings come to the same place, one of which began before a change: the other does not go on with what was read then.
+func TestListingGoesOnWithNothingOld(t *testing.T) {
+	const files, rounds, news = 800, 12, 3
+	dir := filepath.Join(newVolume(t).mount(t), "dir")
+	must(t, os.Mkdir(dir, 0o755))
+	for i := range files {
+		must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint("file", i)), nil, 0o644))
+	}
+	for round := range rounds {
+		older := openDirectory(t, dir)
+		older.next(t, 4096)
+		for i := range news {
+			must(t, os.WriteFile(filepath.Join(dir, fmt.Sprint("new", round, "-", i)), nil, 0o644))
+		}
+		l := openDirectory(t, dir)
+		all := l.next(t, 4096)
+		older.next(t, 4096) // from the same place on, unless a new one comes before it
+		for some := l.next(t, 4096); len(some) > 0; some = l.next(t, 4096) {
+			all = append(all, some...)
+		}
+		if want := files + (round+1)*news; len(all) != want {
+			t.Errorf("round %d: %d entries, want %d", round, len(all), want)
+		}
+		older.close(t)
+		l.close(t)
+	}
+}
+
 // TestLongListingWhileItChanges lists a directory that is read ahead while entries of it come and go, by several at once, some of whom begin anew or leave: what is there all the time is listed once.
 func TestLongListingWhileItChanges(t *testing.T) {
 	const files, rounds = 4000, 8
