@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,7 @@ type openFile struct {
 	refs   int            // users, deferred openers not among them; guarded by node.mu
 	killed bool           // file capabilities were looked for since the file was opened; guarded by node.mu
 	shared bool           // somebody has opened it since it was created, and may have the kernel cache it; guarded by node.mu
+	mapped atomic.Uint64  // how often pages were written that had been changed through mappings
 }
 
 // Open implements [fuse.RawFileSystem].

@@ -118,6 +118,54 @@ func TestReadersRaceWithCreator(t *testing.T) {
 	group.Wait()
 }
 
+// TestCreatorBesideMapping has the creator write to the same pages that somebody changes through a mapping: neither loses anything.
+func TestCreatorBesideMapping(t *testing.T) {
+	path := filepath.Join(newVolume(t).mount(t), "f")
+	creator, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	must(t, err)
+	defer creator.Close()
+	const cell, cells, rounds = 256, 320, 4000 // of each cell, the creator has the first half
+	want := make([]byte, cell*cells)
+	_, err = creator.WriteAt(want, 0)
+	must(t, err)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	mapped, err := unix.Mmap(int(f.Fd()), 0, len(want), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	var stop atomic.Bool
+	var group sync.WaitGroup
+	group.Go(func() {
+		for rnd := rand.New(rand.NewPCG(1, 1)); !stop.Load(); {
+			at := rnd.IntN(cells)*cell + cell/2
+			want[at] = byte(rnd.Uint32())
+			mapped[at] = want[at]
+		}
+	})
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range rounds {
+		at := rnd.IntN(cells) * cell
+		data := bytes.Repeat([]byte{byte(rnd.Uint32())}, cell/2)
+		copy(want[at:], data)
+		_, err := creator.WriteAt(data, int64(at))
+		if p := make([]byte, len(data)); err == nil {
+			if _, err = f.ReadAt(p, int64(at)); err == nil && !bytes.Equal(p, data) {
+				err = fmt.Errorf("read %x after %x was written", p[0], data[0])
+			}
+		}
+		if err != nil {
+			t.Errorf("write %d: %v", i, err)
+			break
+		}
+	}
+	stop.Store(true)
+	group.Wait()
+	must(t, unix.Munmap(mapped))
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("at the end, the file is not what was written: %v", err)
+	}
+}
+
 // TestCreatorSyncs changes new files by handles that ask for a sync of each change, or by writes that do: what the kernel leaves to the daemon.
 func TestCreatorSyncs(t *testing.T) {
 	const writes = 20
