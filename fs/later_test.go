@@ -284,6 +284,41 @@ func TestDeferredWhileRemoved(t *testing.T) {
 	}
 }
 
+// A directory that is closed to its owner does not close the files in it to those who have opened them.
+func TestDeferredInClosedDirectory(t *testing.T) {
+	root := fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}
+	acl := func(owner byte) []byte { // of the owner, the group and all others
+		return []byte{2, 0, 0, 0, 1, 0, owner, 0, 255, 255, 255, 255, 4, 0, 7, 0, 255, 255, 255, 255, 32, 0, 7, 0, 255, 255, 255, 255}
+	}
+	mode := func(c client, mode uint32) {
+		c.ok(c.SetAttr(nil, &fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: root, Valid: fuse.FATTR_MODE, Mode: mode}}, new(fuse.AttrOut)))
+	}
+	for _, test := range []struct {
+		name    string
+		closes  bool
+		closing func(c client)
+	}{
+		{"mode 677", true, func(c client) { mode(c, 0o677) }},
+		{"mode 100", false, func(c client) { mode(c, 0o100) }},
+		{"ACL rw-", true, func(c client) { c.SetXAttr(nil, &fuse.SetXAttrIn{InHeader: root}, aclAccessName, acl(6)) }}, // which not all file systems have
+		{"ACL --x", false, func(c client) { c.SetXAttr(nil, &fuse.SetXAttrIn{InHeader: root}, aclAccessName, acl(1)) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := unmounted(t)
+			f.chown = false // as if it were not run by root
+			c := client{f, t}
+			n := c.given("file", "content")
+			handle := c.open(n, unix.O_RDONLY)
+			test.closing(c)
+			c.isOpen(n, test.closes)
+			mode(c, 0o700)
+			c.holds(n, handle, "content")
+			c.close(n, handle)
+			c.isOpen(n, false)
+		})
+	}
+}
+
 // A file keeps its name if it cannot be opened for its deferred readers just now, and loses it if they could never read it.
 func TestDeferredCannotBeOpened(t *testing.T) {
 	f := unmounted(t)

@@ -37,6 +37,9 @@ func (f *FS) setattr(cancel <-chan struct{}, n *node, in *fuse.SetAttrIn) error 
 		}
 	}
 	if mode, ok := in.GetMode(); ok {
+		if n.kind == unix.DT_DIR && mode&unix.S_IXUSR == 0 {
+			f.holdAll()
+		}
 		if err := f.on(n, func(fd int, disk string, flags int) error {
 			if disk == "" {
 				return unix.Fchmod(fd, mode)

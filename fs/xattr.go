@@ -251,6 +251,9 @@ func (f *FS) attributeName(c xattrCalls, disk string) (string, bool) {
 // SetXAttr implements [fuse.RawFileSystem].
 func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data []byte) fuse.Status {
 	n := f.nodes.get(in.NodeId)
+	if n != nil && n.kind == unix.DT_DIR && name == aclAccessName && closesDir(data) {
+		f.holdAll()
+	}
 	return status(f.changeXattrs(n, func(c xattrCalls) error {
 		if isACL(name) {
 			defer f.aclChanged(n)
@@ -266,6 +269,10 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data 
 		return c.set(x.Disk, f.names.SealXattr(x, data), int(in.Flags))
 	}))
 }
+
+// closesDir reports whether an ACL in the kernel's form, a version of 4 bytes and entries of 8 in order, keeps the owner out of a directory: the first entry is his, and has permissions in its
+// third byte.
+func closesDir(acl []byte) bool { return len(acl) > 6 && acl[6]&1 == 0 }
 
 // aclChanged makes inherits look again. n.mu is held.
 func (f *FS) aclChanged(n *node) {
