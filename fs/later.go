@@ -69,20 +69,21 @@ func (f *FS) opened(n *node) (*openFile, fuse.Status) {
 	return o, fuse.OK
 }
 
-// hold opens n, which is about to lose a name, for its deferred openers. What they could not read anyway need not be held. n.mu is held, and renames.
+// hold opens n, which is about to lose a name, for its deferred openers. What they could not read anyway, since it is damaged or not to be found, need not be held. An error of the storage is
+// returned, since it may pass: the name stays. n.mu is held, and renames.
 func (f *FS) hold(n *node) error {
 	if n.open != nil || n.deferred() == 0 {
 		return nil
 	}
 	o, err := f.openNode(f.openKnown, n, false)
-	for _, want := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
-		if errors.Is(err, want) {
-			return want // they will be able to read it when there is less to do
-		}
-	}
 	if err == nil {
 		o.shared = true
 		n.open = o
+		return nil
+	}
+	var errno unix.Errno
+	if errors.As(err, &errno) && errno != unix.ENOENT && errno != unix.ESTALE && !refused(errno) {
+		return errno
 	}
 	return nil
 }

@@ -269,13 +269,15 @@ func (f *FS) openNode(open opener, n *node, write bool) (*openFile, error) {
 }
 
 // openQuietly opens a ciphertext file so that our reads of headers and neighbouring bytes do not show in its access time, where the
-// owner of the file lets us.
-func openQuietly(dirFd int, disk string, mode int) (int, error) {
+// owner of the file lets us. Whoever is served may be reading a file, or removing it, and does not expect EINTR.
+func openQuietly(dirFd int, disk string, mode int) (fd int, err error) {
 	const flags = unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
-	fd, err := unix.Openat(dirFd, disk, mode|flags|unix.O_NOATIME, 0)
-	if err == unix.EPERM {
-		fd, err = unix.Openat(dirFd, disk, mode|flags, 0)
-	}
+	err = again(func() error {
+		if fd, err = unix.Openat(dirFd, disk, mode|flags|unix.O_NOATIME, 0); err == unix.EPERM {
+			fd, err = unix.Openat(dirFd, disk, mode|flags, 0)
+		}
+		return err
+	})
 	return fd, err
 }
 

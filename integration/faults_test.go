@@ -30,9 +30,30 @@ func TestFaults(t *testing.T) {
 		open 0 La rw,creat
 		write 0 0 20000 3
 		close 0
+		open 0 read rw,creat
+		write 0 0 5000 4
+		close 0
+		open 0 also rw,creat
+		write 0 0 200 5
+		close 0
 		symlink s 20
-		remount`)
+		remount
+		open 0 read ro
+		close 0
+		open 0 read ro
+		open 1 also ro
+		close 1
+		open 1 also ro`)
 	script := parse(`
+		unlink read
+		drop 0
+		read 0 0 6000
+		rename La also plain
+		rename also La plain
+		drop 1
+		read 1 0 6000
+		close 0
+		close 1
 		open 0 a rw
 		write 0 4000 200 10
 		fsync 0

@@ -35,6 +35,12 @@ func (r *runner) onHandle(o op) error {
 			return bad(unix.Fstat(h.fd, &st))
 		}
 		return r.size(h)
+	case "drop":
+		err := unix.Fadvise(h.fd, 0, 0, unix.FADV_DONTNEED)
+		if n == nil {
+			return bad(err)
+		}
+		return outcome(err, nil)
 	case "read":
 		p := make([]byte, o.n)
 		m, err := unix.Pread(h.fd, p, o.off)

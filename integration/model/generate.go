@@ -42,8 +42,10 @@ func (g *generator) next(w *world) op {
 		if g.rng.IntN(300) == 0 {
 			o.n = int64(g.rng.IntN(1 << 21))
 		}
-	case p < 470:
+	case p < 440:
 		o.verb = "read"
+	case p < 470:
+		o.verb = "drop"
 	case p < 510:
 		o.verb, o.flags = "mapwrite", g.one("sync", "lazy")
 	case p < 540:

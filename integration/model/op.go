@@ -25,7 +25,7 @@ func operands(verb string) string {
 	switch verb {
 	case "open": // f: ro, rw or wo, and creat, excl, trunc, append, direct, sync, joined by commas
 		return "hpf"
-	case "close", "fsync", "fdatasync", "fstat":
+	case "close", "fsync", "fdatasync", "fstat", "drop": // drop: from the page cache
 		return "h"
 	case "read", "mapread":
 		return "hon"

@@ -103,7 +103,7 @@ func (r *runner) do(o op) (err error) {
 		return r.kill()
 	case "open":
 		return r.open(o)
-	case "close", "fsync", "fdatasync", "fstat", "read", "mapread", "write", "mapwrite", "ftruncate", "fallocate", "copy":
+	case "close", "fsync", "fdatasync", "fstat", "drop", "read", "mapread", "write", "mapwrite", "ftruncate", "fallocate", "copy":
 		return r.onHandle(o)
 	}
 	return r.onPath(o)
