@@ -37,10 +37,12 @@ func TestRoundTrip(t *testing.T) {
 	if len(raw) != want.Size {
 		t.Fatalf("Seal returned %d bytes, want %d", len(raw), want.Size)
 	}
-	got, err := Parse(raw)
+	read := bytes.Clone(raw)
+	got, err := Parse(read)
 	if err != nil {
 		t.Fatal(err)
 	}
+	clear(read) // whoever has read it may use the buffer again
 	if err := got.Verify(dk); err != nil {
 		t.Fatal(err)
 	}

@@ -68,9 +68,15 @@ func TestTwoKeysForOneBody(t *testing.T) {
 	if err := h.Verify(b); !errors.Is(err, ErrAuth) {
 		t.Errorf("Verify under B: %v, want ErrAuth", err)
 	}
+	if secret, err := h.Open(b); secret != nil || !errors.Is(err, ErrAuth) {
+		t.Errorf("Open under B: a secret of %d bytes, %v, want ErrAuth", len(secret), err)
+	}
 	for _, dk := range []keyring.DataKey{nil, a[:16], append(slices.Clone(a), 0)} {
 		if err := h.Verify(dk); !errors.Is(err, ErrAuth) {
 			t.Errorf("data key of %d bytes: %v, want ErrAuth", len(dk), err)
+		}
+		if secret, err := h.Open(dk); secret != nil || !errors.Is(err, ErrAuth) {
+			t.Errorf("Open under a data key of %d bytes: a secret of %d bytes, %v, want ErrAuth", len(dk), len(secret), err)
 		}
 	}
 }
