@@ -18,13 +18,23 @@ import (
 
 // unmounted returns a file system on a new volume that serves whoever calls its methods.
 func unmounted(b testing.TB) *FS {
-	tmp := b.TempDir()
-	k, err := local.Generate(filepath.Join(tmp, "cmk"))
+	b.Helper()
+	return unmountedUnder(b, newCMK(b))
+}
+
+func newCMK(b testing.TB) *local.Keyring {
+	b.Helper()
+	k, err := local.Generate(filepath.Join(b.TempDir(), "cmk"))
 	if err != nil {
 		b.Fatal(err)
 	}
-	dir := filepath.Join(tmp, "cipher")
-	if _, err := volume.Create(b.Context(), dir, volume.Params{Algorithm: header.AES256GCM, SegmentSize: 4096}, k); err != nil {
+	return k
+}
+
+func newVolume(b testing.TB, k *local.Keyring, perFile bool) *volume.Volume {
+	b.Helper()
+	dir := filepath.Join(b.TempDir(), "cipher")
+	if _, err := volume.Create(b.Context(), dir, volume.Params{Algorithm: header.AES256GCM, SegmentSize: 4096, PerFile: perFile}, k); err != nil {
 		b.Fatal(err)
 	}
 	v, err := volume.Open(dir)
@@ -34,6 +44,12 @@ func unmounted(b testing.TB) *FS {
 	if err := v.Unlock(b.Context(), k); err != nil {
 		b.Fatal(err)
 	}
+	return v
+}
+
+func unmountedUnder(b testing.TB, k *local.Keyring) *FS {
+	b.Helper()
+	v := newVolume(b, k, false)
 	layout, err := v.Layout()
 	if err != nil {
 		b.Fatal(err)

@@ -25,11 +25,12 @@ func (n *node) ungiven() {
 
 // deferOpen counts a deferred opener of n, who calls releaseDeferred. It reports whether there can be one. The kernel has checked permissions.
 //
-// Where each file has a data key of its own, there is none: that may be forgotten, and who has opened a file is to read it whatever becomes of the CMKs.
+// There is none where each file has a data key of its own, or where there are more of them than are kept: a data key may be forgotten, and who has opened a file is to read it whatever becomes
+// of the CMKs, and of the name. Those who were deferred before need none that is not kept.
 func (f *FS) deferOpen(n *node) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.given == 0 || n.given == math.MaxUint8 || n.open != nil || f.vol.Header().PerFile || f.nodes.nameless(n) || f.stopped.Load() {
+	if n.given == 0 || n.given == math.MaxUint8 || n.open != nil || f.vol.Header().PerFile || f.vol.Forgets() || f.nodes.nameless(n) || f.stopped.Load() {
 		return false
 	}
 	n.given++

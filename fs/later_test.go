@@ -167,6 +167,52 @@ func TestNotDeferred(t *testing.T) {
 	c.close(n, handle)
 }
 
+// No reader depends on a data key that may be forgotten: his file may lose its name when the key is not known any more.
+func TestNotDeferredWhereKeysAreForgotten(t *testing.T) {
+	k := newCMK(t)
+	f := unmountedUnder(t, k)
+	c := client{f, t}
+	each := newVolume(t, k, true) // each of its files has a data key of its own
+	defer each.Close()
+	foreign := func() []byte {
+		s := each.Supply()
+		if err := s.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		raw, _, err := s.NewFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	n := c.given("file", "content")
+	n.given = 0
+	inRoot(t, f, "file", func(_ *dir, e names.Entry) {
+		if err := os.WriteFile(filepath.Join(f.vol.Dir(), e.Disk), foreign(), 0o644); err != nil { // which has a header and nothing else
+			t.Fatal(err)
+		}
+	})
+	c.close(n, c.open(n, unix.O_RDONLY|unix.O_DIRECT)) // its data key is known now
+	n.given = 1
+	handle := c.open(n, unix.O_RDONLY)
+	for range 3000 {
+		if _, err := f.vol.OpenFile(t.Context(), foreign()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.remove("file")
+	c.isOpen(n, true)
+	c.close(n, handle)
+	c.isOpen(n, false)
+	other := c.given("other", "content")
+	later := c.open(other, unix.O_RDONLY)
+	c.isOpen(other, true)
+	c.close(other, later)
+	if handle != deferred || later == deferred {
+		t.Errorf("handle %d before, %d after", handle, later)
+	}
+}
+
 // What happens to a file while its readers are deferred makes no difference to them.
 func TestDeferredMeanwhile(t *testing.T) {
 	for name, do := range map[string]func(c client, n *node) (content string){

@@ -161,7 +161,10 @@ func (v *Volume) OpenKnown(raw []byte) (*blockcrypt.Cipher, error) {
 	return blockcrypt.NewCipherOf(blockcrypt.Algorithm(h.Algorithm), secret)
 }
 
-// FileHeader is OpenFile for those who want the header itself. Its data key is known from then on, for a while if it is not one of the volume's own.
+// Forgets reports whether the volume has more data keys than it keeps: one that is known may then be forgotten, unless it was known before.
+func (v *Volume) Forgets() bool { return v.keys.known.forgets.Load() }
+
+// FileHeader is OpenFile for those who want the header itself. Its data key is known from then on, if only for a while where the volume [Volume.Forgets].
 func (v *Volume) FileHeader(ctx context.Context, raw []byte) (*header.Header, error) {
 	h, _, err := v.openHeader(ctx, raw)
 	return h, err

@@ -3,12 +3,13 @@ package volume
 import (
 	"container/list"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
 )
 
-// maxKnown bounds how many data keys are remembered beside those of the volume itself. Files that are open need no data key any more, so one that is forgotten costs
+// maxKnown is how many data keys are kept, and how many more are remembered for a while. Files that are open need no data key any more, so one that is forgotten costs
 // another unwrap when a file under it is opened again.
 const maxKnown = 1024
 
@@ -17,12 +18,14 @@ type hidden func() keyring.DataKey
 
 func hide(dk keyring.DataKey) hidden { return func() keyring.DataKey { return dk } }
 
-// known are the data keys that were unwrapped, each under an ID that was found to be its: the volume's own, and of the others those that were used last. A key that falls out is not overwritten, since somebody may be using it.
+// known are the data keys that were unwrapped, each under an ID that was found to be its: the volume's own, the first of the others, and of those that came later the ones that were used last. A key that falls out is not overwritten, since
+// somebody may be using it.
 type known struct {
-	mu     sync.Mutex
-	own    map[header.ID]hidden        // guarded by mu
-	others map[header.ID]*list.Element // of recent; guarded by mu
-	recent list.List                   // of otherKey, the last used in front; guarded by mu
+	mu      sync.Mutex
+	kept    map[header.ID]hidden        // guarded by mu
+	others  map[header.ID]*list.Element // of recent; guarded by mu
+	recent  list.List                   // of otherKey, the last used in front; guarded by mu
+	forgets atomic.Bool                 // not all are kept
 }
 
 type otherKey struct {
@@ -31,14 +34,14 @@ type otherKey struct {
 }
 
 func newKnown() *known {
-	return &known{own: make(map[header.ID]hidden), others: make(map[header.ID]*list.Element)}
+	return &known{kept: make(map[header.ID]hidden), others: make(map[header.ID]*list.Element)}
 }
 
 // get returns a data key, nil if it is not known.
 func (k *known) get(id header.ID) keyring.DataKey {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if dk := k.own[id]; dk != nil {
+	if dk := k.kept[id]; dk != nil {
 		return dk()
 	}
 	if e := k.others[id]; e != nil {
@@ -48,20 +51,25 @@ func (k *known) get(id header.ID) keyring.DataKey {
 	return nil
 }
 
-// keep remembers one of the volume's own data keys for good.
+// keep remembers a data key for good.
 func (k *known) keep(id header.ID, dk keyring.DataKey) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.own[id] = hide(dk)
+	k.kept[id] = hide(dk)
 }
 
-// add remembers a data key for a while.
+// add remembers a data key that is not the volume's own, for good if few are.
 func (k *known) add(id header.ID, dk keyring.DataKey) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.own[id] != nil || k.others[id] != nil {
+	if k.kept[id] != nil || k.others[id] != nil {
 		return
 	}
+	if len(k.kept) < maxKnown {
+		k.kept[id] = hide(dk)
+		return
+	}
+	k.forgets.Store(true)
 	k.others[id] = k.recent.PushFront(otherKey{id, hide(dk)})
 	if k.recent.Len() > maxKnown {
 		delete(k.others, k.recent.Remove(k.recent.Back()).(otherKey).id)
@@ -72,13 +80,13 @@ func (k *known) add(id header.ID, dk keyring.DataKey) {
 func (k *known) wipe() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, dk := range k.own {
+	for _, dk := range k.kept {
 		dk().Wipe()
 	}
 	for e := k.recent.Front(); e != nil; e = e.Next() {
 		e.Value.(otherKey).dk().Wipe()
 	}
-	clear(k.own)
+	clear(k.kept)
 	clear(k.others)
 	k.recent.Init()
 }

@@ -103,7 +103,17 @@ func TestReady(t *testing.T) {
 func TestKnownIsBounded(t *testing.T) {
 	s := perFile(t)
 	v := s.open()
+	kept, _ := newFile(t, v)
+	for range maxKnown - 2 { // the volume has one
+		newFile(t, v)
+	}
+	if v.Forgets() {
+		t.Error("it forgets what it could keep")
+	}
 	first, _ := newFile(t, v)
+	if !v.Forgets() {
+		t.Error("it does not tell that it forgets")
+	}
 	for range maxKnown - 1 {
 		newFile(t, v)
 	}
@@ -114,15 +124,17 @@ func TestKnownIsBounded(t *testing.T) {
 		newFile(t, v)
 	}
 	k := v.keys.known
-	if len(k.own) != 1 || len(k.others) != maxKnown || k.recent.Len() != maxKnown {
-		t.Errorf("%d, %d and %d data keys", len(k.own), len(k.others), k.recent.Len())
+	if len(k.kept) != maxKnown || len(k.others) != maxKnown || k.recent.Len() != maxKnown {
+		t.Errorf("%d, %d and %d data keys", len(k.kept), len(k.others), k.recent.Len())
 	}
 	s.a.calls()
-	if _, err := v.OpenFile(t.Context(), first); err != nil {
-		t.Fatal(err)
+	for _, raw := range [][]byte{kept, first} {
+		if _, err := v.OpenFile(t.Context(), raw); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, unwraps := s.a.calls(); unwraps != 0 {
-		t.Error("what is used is forgotten")
+		t.Error("what is kept or used is forgotten")
 	}
 	dk := k.get(v.keys.volume)
 	k.wipe()
