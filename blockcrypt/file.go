@@ -17,8 +17,6 @@ import (
 //	PunchHole(off, n int64) error        // zero a range and free its space; else zeros are written
 //	Preallocate(off, n int64) error      // make sure that writes to a range find space; else nothing is done
 //	SeekData(off int64) (int64, error)   // the next offset that may hold data, io.EOF if none; else all is data
-//	// ReadAt for n bytes, which are returned: they are wherever in buf suits, which has room for 12 KiB more; else ReadAt is called
-//	ReadWithin(buf []byte, off int64, n int) ([]byte, error)
 //	Begin(); End()                       // called around the changes of one operation, which belong together
 //	Quiet()                              // called after Begin: this operation is not one of a program, and is not to show in the modification time
 type Backing interface {
@@ -141,8 +139,8 @@ func (f *File) readChunk(p []byte, off int64) error {
 	buf := f.l.buffers.Get().(*buffer)
 	defer f.l.buffers.Put(buf)
 	start := f.l.offset(first)
-	sealed, err := readWithin(f.b, buf.sealed, start, int(f.l.offset(last)+f.plainLen(last)+Overhead-start))
-	if err != nil {
+	sealed := buf.sealed[:f.l.offset(last)+f.plainLen(last)+Overhead-start]
+	if err := readFull(f.b, sealed, start); err != nil {
 		return err
 	}
 	for i := first; i <= last; i++ {
@@ -218,29 +216,10 @@ func (f *File) setTail(plain []byte) {
 
 // readFull fills p; that the backing ends early is [ErrSize].
 func readFull(b io.ReaderAt, p []byte, off int64) error {
-	if n, err := b.ReadAt(p, off); n < len(p) {
-		return endsEarly(err)
+	n, err := b.ReadAt(p, off)
+	if n == len(p) {
+		return nil
 	}
-	return nil
-}
-
-// readWithin is readFull for n bytes that may be anywhere in buf.
-func readWithin(b Backing, buf []byte, off int64, n int) ([]byte, error) {
-	w, ok := b.(interface {
-		ReadWithin(buf []byte, off int64, n int) ([]byte, error)
-	})
-	if !ok {
-		return buf[:n], readFull(b, buf[:n], off)
-	}
-	p, err := w.ReadWithin(buf, off, n)
-	if len(p) < n {
-		return nil, endsEarly(err)
-	}
-	return p, nil
-}
-
-// endsEarly is why a read did not get all: err, or the end.
-func endsEarly(err error) error {
 	if err == nil || err == io.EOF {
 		return fmt.Errorf("%w: it ends early", ErrSize)
 	}

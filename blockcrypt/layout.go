@@ -18,7 +18,6 @@ const (
 	maxHeader   = 65024
 	headerUnit  = 512
 	maxPlainLog = 60
-	slack       = 3 << 12 // room in a buffer for the alignment of what is read
 )
 
 // MaxSize is the largest plaintext size of a file, in bytes.
@@ -46,7 +45,7 @@ type Layout struct {
 
 // A buffer is scratch space for one request.
 type buffer struct {
-	sealed  []byte // room for a chunk, its edges and map slots, and slack
+	sealed  []byte // room for a chunk, its edges and map slots
 	segment []byte // room for one plaintext segment
 	aad     [9]byte
 }
@@ -63,7 +62,7 @@ func NewLayout(segmentSize, headerSize int) (Layout, error) {
 	l := Layout{segment: s, slot: s + Overhead, header: h, prologue: h + rootSize, perMap: 8 * s}
 	room := l.prologue + (chunkSize/s+4)*l.slot
 	l.buffers = &sync.Pool{New: func() any {
-		return &buffer{sealed: make([]byte, room+slack), segment: make([]byte, s)}
+		return &buffer{sealed: make([]byte, room), segment: make([]byte, s)}
 	}}
 	return l, nil
 }

@@ -20,7 +20,6 @@ type File struct {
 	refs     int         // guarded by Journal.present
 	closed   atomic.Bool // refs is 0
 	meta     atomic.Bool // attributes changed since the last sync
-	cached   atomic.Bool // it cannot be read past the page cache
 	path     atomic.Pointer[func() string]
 	writable bool
 

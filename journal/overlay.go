@@ -29,12 +29,6 @@ func (o overlay) find(off int64) int {
 	return sort.Search(len(o), func(i int) bool { return o[i].end() > off })
 }
 
-// overlaps reports whether the overlay has any of n bytes from off on.
-func (o overlay) overlaps(off, n int64) bool {
-	i := o.find(off)
-	return i < len(o) && o[i].off < off+n
-}
-
 // put adds e, in place of whatever the overlay had there. It keeps e.data.
 func (o *overlay) put(e extent) {
 	s := *o
