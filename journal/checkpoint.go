@@ -69,8 +69,8 @@ func (j *Journal) sync(p position) error {
 	return nil
 }
 
-// headroom is how many bytes one operation may need in the log: a request of 1 MiB, sealed, hole maps, and as much again to undo it. An empty log takes 3 MiB with it.
-const headroom = 3<<20 - logStart
+// headroom is how many bytes one operation may need in the log: a request of 1 MiB, sealed, hole maps, and as much again to undo it.
+const headroom = 3 << 20
 
 // reserve makes sure that both logs have space for what is not saved yet and for one more operation.
 func (j *Journal) reserve() error {

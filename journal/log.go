@@ -134,7 +134,11 @@ func (l *log) reserve(n int64) error {
 	if pos+n <= l.allocated {
 		return nil
 	}
-	end := (pos + n + 1<<20 - 1) &^ (1<<20 - 1)
+	step := int64(1 << 20)
+	if pos+n < 4*step {
+		step /= 4 // most volumes never need more
+	}
+	end := (pos + n + step - 1) &^ (step - 1)
 	zeros := make([]byte, 64<<10)
 	size, err := l.disk.Size()
 	if err != nil {
