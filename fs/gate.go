@@ -12,9 +12,7 @@ func (s *Server) Stop() {
 	s.fs.stopped.Store(true)
 	s.fs.nodes.each(func(n *node) {
 		if n.kind == unix.DT_REG {
-			n.mu.Lock()
 			n.ungiven()
-			n.mu.Unlock()
 			_ = s.fs.kernel.Invalidate(n.id, 0, 0) // it may have been forgotten meanwhile
 		}
 	})

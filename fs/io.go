@@ -53,14 +53,18 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 	mapped := o.mapped.Load()
 	m, err := o.data.WriteAt(data, int64(in.Offset))
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
-		o.mapped.Add(1) // not earlier, see overwritten
+		o.mapped.Add(1) // not earlier, see below
 	}
 	for m > 0 && in.Fh&uncached != 0 && f.shared(n) {
 		// The kernel has dropped what it had of that before it asked, but may have read it again meanwhile.
 		_ = f.kernel.Invalidate(n.id, int64(in.Offset), int64(m))
-		if !o.overwritten(&mapped) {
+		// A page may have been read before this write, and changed through a mapping beside it: then it has taken back what this has written. The kernel has waited
+		// for it when it was told to drop the page.
+		now := o.mapped.Load()
+		if now == mapped {
 			break
 		}
+		mapped = now
 		m, err = o.data.WriteAt(data[:m], int64(in.Offset))
 	}
 	if m > 0 {
@@ -76,15 +80,6 @@ func (f *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fu
 		return 0, s
 	}
 	return uint32(m), fuse.OK
-}
-
-// overwritten reports whether pages have been written since mapped was read or overwritten was called. Such a page may have been read before a write past the page cache and changed through
-// a mapping beside it: then it takes back what that has written. The kernel has waited for it when it was told to drop the page.
-func (o *openFile) overwritten(mapped *uint64) bool {
-	now := o.mapped.Load()
-	before := *mapped
-	*mapped = now
-	return now != before
 }
 
 // shared reports whether the kernel may have pages of the file n, which is open.

@@ -16,11 +16,15 @@ import (
 // deferred is how many openers of n are deferred. n.mu is held.
 func (n *node) deferred() int { return int(max(n.given, 1)) - 1 }
 
-// ungiven notes that the kernel has dropped what it was given of n, so that it is given it again, unless there are deferred openers now. n.mu is held.
-func (n *node) ungiven() {
+// ungiven notes that the kernel is to drop what it was given of n, if it was given anything, so that it is given it again, unless there are deferred openers now.
+func (n *node) ungiven() (was bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	was = n.given > 0
 	if n.given == 1 {
 		n.given = 0
 	}
+	return was
 }
 
 // deferOpen counts a deferred opener of n, who calls releaseDeferred. It reports whether there can be one. The kernel has checked permissions.

@@ -138,11 +138,7 @@ func (n *node) giveListed() {
 // not to be told from the listings that are kept here, so the kernel drops what it was given since it did so last.
 func (f *FS) changedIn(d *dir) {
 	f.listings.drop(d.node)
-	d.node.mu.Lock()
-	given := d.node.given > 0
-	d.node.ungiven()
-	d.node.mu.Unlock()
-	if given {
+	if d.node.ungiven() {
 		_ = f.kernel.Invalidate(d.node.id, 0, 0)
 	}
 }

@@ -62,9 +62,7 @@ func (f *FS) setattr(cancel <-chan struct{}, n *node, in *fuse.SetAttrIn) error 
 					return err
 				}
 			}
-			n.mu.Lock()
 			n.ungiven() // a page that it drops, and that is written in part next, it has not
-			n.mu.Unlock()
 			if err := o.data.Truncate(int64(size)); err != nil || in.Valid&fuse.FATTR_FH != 0 && in.Fh&uncached == 0 {
 				return err
 			}
