@@ -76,6 +76,11 @@ const (
 	page          = 4096
 )
 
+// Asks returns what a request asks, by the kernel's code, and of which node.
+func Asks(request []byte) (code uint32, node uint64) {
+	return *uint32At(request, 4), *uint64At(request, 16)
+}
+
 // opInterrupt is what the kernel asks when a request is to be interrupted.
 const opInterrupt = 36
 

@@ -13,7 +13,6 @@ package fs
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"log"
 	"log/slog"
@@ -201,18 +200,20 @@ const (
 	opReadDirPlus = 44
 )
 
-// afterwards returns what is to be done once a request has been answered, nil for nothing. The header of a request is its length (4 bytes), its code (4), a number of its own (8) and its node (8).
+// afterwards returns what is to be done once a request has been answered, nil for nothing.
 func (f *FS) afterwards(request []byte) func() {
-	switch binary.NativeEndian.Uint32(request[4:]) {
-	case opReadDir, opReadDirPlus:
-		if l := f.listings.long(binary.NativeEndian.Uint64(request[16:])); l != nil {
-			return func() {
-				defer f.recovered()
-				f.readAhead(l)
-			}
-		}
+	code, node := device.Asks(request)
+	if code != opReadDir && code != opReadDirPlus {
+		return nil
 	}
-	return nil
+	l := f.listings.long(node)
+	if l == nil {
+		return nil
+	}
+	return func() {
+		defer f.recovered()
+		f.readAhead(l)
+	}
 }
 
 // String names the file system in go-fuse's messages.
