@@ -43,8 +43,11 @@ func listxattrat(fd int, disk string, dst []byte) (int, error) {
 	return 0, errno
 }
 
-// chmodat changes the mode of an entry, not following a symbolic link, on kernels before 6.6 too.
+// chmodat changes the mode of an entry, not following a symbolic link, on kernels before 6.6 too; of fd itself if disk is empty.
 func chmodat(fd int, disk string, mode uint32) error {
+	if disk == "" {
+		return unix.Fchmod(fd, mode)
+	}
 	err := unix.Fchmodat(fd, disk, mode, unix.AT_SYMLINK_NOFOLLOW)
 	if err != unix.EOPNOTSUPP && err != unix.ENOSYS {
 		return err

@@ -31,7 +31,7 @@ func (f *FS) makeEntry(in *fuse.InHeader, name string, mode uint32, out *fuse.En
 		}
 		defer f.changedIn(d)
 		var st unix.Stat_t
-		if err := f.giveTo(in.Caller, d.fd, e.Disk, &st); err != nil {
+		if err := f.giveTo(in.Caller, d, d.fd, e.Disk, unix.AT_SYMLINK_NOFOLLOW, &st); err != nil {
 			f.undo(d, e, mode)
 			return err
 		}
@@ -52,16 +52,16 @@ func (f *FS) undo(d *dir, e names.Entry, mode uint32) {
 	f.dropSideLinks(d, e)
 }
 
-// giveTo makes the caller the owner of a new entry, as if the caller had made it: the process keeps its own identity throughout. The
+// giveTo makes the caller the owner of something new in d, as if the caller had made it: the process keeps its own identity throughout. *at calls reach it by fd, disk and flags, see on. The
 // group stays if the directory hands down its own (set-group-ID), which the backing file system has done already.
-// Changing the owner clears set-ID bits, so the mode is set again. giveTo reads the attributes that the entry has then.
-func (f *FS) giveTo(c fuse.Caller, fd int, disk string, st *unix.Stat_t) error {
-	stat := func() error { return unix.Fstatat(fd, disk, st, unix.AT_SYMLINK_NOFOLLOW) }
+// Changing the owner clears set-ID bits, so the mode is set again. giveTo reads the attributes that it has then.
+func (f *FS) giveTo(c fuse.Caller, d *dir, fd int, disk string, flags int, st *unix.Stat_t) error {
+	stat := func() error { return unix.Fstatat(fd, disk, st, flags) }
 	if err := stat(); err != nil || !f.chown || st.Uid == c.Uid && st.Gid == c.Gid {
 		return err
 	}
 	var parent unix.Stat_t
-	if err := unix.Fstat(fd, &parent); err != nil {
+	if err := unix.Fstat(d.fd, &parent); err != nil {
 		return err
 	}
 	gid := c.Gid
@@ -71,7 +71,7 @@ func (f *FS) giveTo(c fuse.Caller, fd int, disk string, st *unix.Stat_t) error {
 	if st.Uid == c.Uid && st.Gid == gid {
 		return nil
 	}
-	if err := unix.Fchownat(fd, disk, int(c.Uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fchownat(fd, disk, int(c.Uid), int(gid), flags); err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Mode&unix.S_IFMT != unix.S_IFLNK && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {

@@ -35,7 +35,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 // created gives fd, a new and empty file in d, to the caller, who opens it with flags, and answers with it. It takes fd over. No name in at means that it has none.
 func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *fuse.CreateOut) error {
 	var st unix.Stat_t
-	if err := f.giveFdTo(c, d.fd, fd, &st); err != nil {
+	if err := f.giveTo(c, d, fd, "", unix.AT_EMPTY_PATH, &st); err != nil {
 		unix.Close(fd)
 		return err
 	}
@@ -126,28 +126,4 @@ func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) 
 		return status(err)
 	}
 	return status(f.created(in.Caller, in.Flags, link{}, d, fd, out))
-}
-
-// giveFdTo is giveTo for an open file; it reads the attributes that the file has then.
-func (f *FS) giveFdTo(c fuse.Caller, dirFd, fd int, st *unix.Stat_t) error {
-	if err := unix.Fstat(fd, st); err != nil || !f.chown || st.Uid == c.Uid && st.Gid == c.Gid {
-		return err
-	}
-	var parent unix.Stat_t
-	if err := unix.Fstat(dirFd, &parent); err != nil {
-		return err
-	}
-	gid := c.Gid
-	if parent.Mode&unix.S_ISGID != 0 {
-		gid = st.Gid
-	}
-	if err := unix.Fchown(fd, int(c.Uid), int(gid)); err != nil {
-		return err
-	}
-	if st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
-		if err := unix.Fchmod(fd, st.Mode&07777); err != nil {
-			return err
-		}
-	}
-	return unix.Fstat(fd, st)
 }

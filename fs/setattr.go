@@ -41,9 +41,6 @@ func (f *FS) setattr(cancel <-chan struct{}, n *node, in *fuse.SetAttrIn) error 
 			f.holdAll()
 		}
 		if err := f.on(n, func(fd int, disk string, flags int) error {
-			if disk == "" {
-				return unix.Fchmod(fd, mode)
-			}
 			return chmodat(fd, disk, mode)
 		}); err != nil {
 			return err
