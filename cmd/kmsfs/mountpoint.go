@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -91,12 +92,14 @@ func isStale(path string) bool {
 
 // mountAt returns the type and the source of the topmost mount at path, "" if there is none; it does not touch the mount.
 func mountAt(path string) (kind, source string, err error) {
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(path))
-	if err != nil || len(infos) == 0 {
-		return "", "", err
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != path, false })
+	for _, top := range slices.Backward(infos) {
+		below := slices.ContainsFunc(infos, func(i *mountinfo.Info) bool { return i.Parent == top.ID })
+		if !below {
+			return top.FSType, top.Source, nil
+		}
 	}
-	top := infos[len(infos)-1]
-	return top.FSType, top.Source, nil
+	return "", "", err
 }
 
 // ownMount returns the path and the source of a mount of ours that the command line names; instead is what to do with others. The mount is not

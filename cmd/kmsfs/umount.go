@@ -96,7 +96,7 @@ func fusermount(flag, path string) error {
 	return fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 }
 
-// waitReleased waits until the daemon has given up the volume's lock.
+// waitReleased waits until the daemon has given up the volume's lock, unless it goes on serving another mount, such as a bind mount.
 func waitReleased(cipher string) error {
 	fd, err := unix.Open(filepath.Join(cipher, volume.MetaDir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -104,7 +104,7 @@ func waitReleased(cipher string) error {
 	}
 	defer unix.Close(fd)
 	for end := time.Now().Add(releaseWait); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil {
+		if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil || mountpointOf(cipher) != "" {
 			return nil
 		}
 	}
