@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -25,7 +26,25 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			return report(stderr, err)
 		}
 	}
-	return report(stderr, newApp(stdout, stderr).RunContext(ctx, args))
+	out := &results{Writer: stdout}
+	err := newApp(out, stderr).RunContext(ctx, args)
+	if out.err != nil && !errors.Is(err, out.err) {
+		err = errors.Join(err, fmt.Errorf("standard output: %w", out.err))
+	}
+	return report(stderr, err)
+}
+
+// results is standard output. It remembers the first error, for the lines that are printed without a look at it.
+type results struct {
+	io.Writer
+	err error
+}
+
+// Write implements [io.Writer].
+func (r *results) Write(p []byte) (int, error) {
+	n, err := r.Writer.Write(p)
+	r.err = first(r.err, err)
+	return n, err
 }
 
 // newApp returns the command line.

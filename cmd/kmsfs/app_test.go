@@ -124,3 +124,40 @@ func TestVersion(t *testing.T) {
 		t.Errorf("exit code %d, %q, %q", code, a, b)
 	}
 }
+
+// TestFullOutput loses what a command prints, and says so, unless the command has failed itself.
+func TestFullOutput(t *testing.T) {
+	t.Setenv("KMSFS_CONFIG_DIR", t.TempDir())
+	t.Chdir(t.TempDir())
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args string
+		code int
+	}{
+		{"key new cmk", exitIO},
+		{"init --cmk local:" + dir + "/cmk cipher", exitIO},
+		{"inspect cipher", exitIO},
+		{"inspect --json cipher", exitIO},
+		{"fsck cipher", exitIO},
+		{"keyring check cipher", exitIO},
+		{"rotate cipher", exitIO},
+		{"version", exitIO},
+		{"help mount", exitIO},
+		{"encrypt --cmk local:" + dir + "/cmk cmk sealed", exitOK}, // it prints nothing
+		{"inspect none", exitNotVolume},
+	} {
+		var stderr bytes.Buffer
+		code := run(t.Context(), append([]string{"kmsfs"}, strings.Fields(c.args)...), full, &stderr)
+		if code != c.code || (code == exitIO) != strings.Contains(stderr.String(), "no space left") || strings.Count(stderr.String(), "\n") > 1 {
+			t.Errorf("%s: exit code %d, want %d, %q", c.args, code, c.code, stderr.String())
+		}
+	}
+}

@@ -187,6 +187,9 @@ func barOf(out io.Writer, bytes int64) *bar {
 }
 
 func isTerminal(out io.Writer) bool {
+	if r, ok := out.(*results); ok {
+		out = r.Writer
+	}
 	f, ok := out.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
