@@ -92,7 +92,7 @@ func (r *readiness) report(err error) bool {
 	if r == nil || r.pipe == nil {
 		return false
 	}
-	_, _ = fmt.Fprintf(r.pipe, "%d %s", exitCode(err), err)
+	_, _ = fmt.Fprintf(r.pipe, "%d %s", exitCode(err), message(err))
 	return true
 }
 

@@ -81,7 +81,6 @@ func doCheck(c *cli.Context) error {
 			return fail(exitCMK, "%s: no CMK is trusted for this volume on this machine\n%w", v.Dir(), wrappedBy(v.Header().EDKs))
 		}
 	}
-	harden()
 	rows := make([]checked, len(cmks))
 	failures := make([]error, len(cmks))
 	opened := make([]failover.CMK, len(cmks))
@@ -107,6 +106,9 @@ func doCheck(c *cli.Context) error {
 		})
 	}
 	group.Wait()
+	if err := c.Context.Err(); err != nil { // which says nothing about the CMKs
+		return fmt.Errorf("keyring check: %w", err)
+	}
 	if c.Bool("json") {
 		err = printJSON(c.App.Writer, rows)
 	} else {

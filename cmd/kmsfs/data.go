@@ -77,7 +77,6 @@ func dataTrust(c *cli.Context) (args []string, t trust, ec keyring.EncryptionCon
 	if err != nil {
 		return nil, t, nil, err
 	}
-	harden()
 	t, err = newTrust(c, mountOptions{}, conf)
 	return args, t, ec, err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -91,10 +92,15 @@ func exitCode(err error) int {
 	return exitOther
 }
 
+// message is what is printed of an error. What ends a context is a signal, or an unmount, and users know no contexts but encryption contexts.
+func message(err error) string {
+	return strings.ReplaceAll(strings.TrimSpace(err.Error()), context.Canceled.Error(), "interrupted")
+}
+
 // report prints err, a line at a time, and returns its exit code.
 func report(stderr io.Writer, err error) int {
 	if err != nil {
-		for line := range strings.SplitSeq(strings.TrimSpace(err.Error()), "\n") {
+		for line := range strings.SplitSeq(message(err), "\n") {
 			fmt.Fprintln(stderr, "kmsfs: "+line)
 		}
 	}

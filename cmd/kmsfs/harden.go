@@ -2,7 +2,7 @@ package main
 
 import "golang.org/x/sys/unix"
 
-// harden keeps key material out of dumps and swap, before any key is read: not traceable, no core, and, where the limit allows
+// harden keeps key material and credentials out of dumps and swap, before any is read: not traceable, no core, and, where the limit allows
 // it without making later allocations fail, locked in memory. It also allows as many open files as it may.
 func harden() {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -121,7 +121,6 @@ func (job *mountJob) serve(ctx context.Context, stderr io.Writer) error {
 }
 
 func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readiness) error {
-	harden()
 	v, err := openVolume(job.cipher)
 	if err != nil {
 		return err
@@ -165,7 +164,7 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 		logger.Warn("the generation of the data key was not noted; this machine will not notice if its rotation is undone", "err", err)
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("mount %s: stopped by a signal: %w", v.Dir(), err)
+		return fmt.Errorf("mount %s: %w", v.Dir(), err)
 	}
 	if !frozen {
 		err := reencrypt.Recover(v)
@@ -224,7 +223,7 @@ func readOnlyStorage(v *volume.Volume) bool {
 	return unix.Fstatfs(v.RootFd(), &st) == nil && st.Flags&unix.ST_RDONLY != 0
 }
 
-// unmountOnSignal unmounts at SIGTERM or SIGINT, which end ctx. A mount in use is detached: nobody finds it any more, and the
+// unmountOnSignal unmounts at a signal, which ends ctx. A mount in use is detached: nobody finds it any more, and the
 // process ends with its last user, or at the next signal.
 func (job *mountJob) unmountOnSignal(ctx context.Context, srv *fs.Server, logger *slog.Logger) {
 	<-ctx.Done()

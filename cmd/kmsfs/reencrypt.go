@@ -45,7 +45,6 @@ func doReencrypt(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	harden()
 	v, err := openUnlocked(c, args[0], true)
 	if err != nil {
 		return err

@@ -110,7 +110,6 @@ func anywhere(ctx context.Context, v *volume.Volume, live, here func() error) er
 	} else if err != nil {
 		return err
 	}
-	harden()
 	return here()
 }
 

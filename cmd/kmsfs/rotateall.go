@@ -23,7 +23,6 @@ type rotateAllResult struct {
 // no file is left that could be rewritten: a run that was cut off is gone on with, under the data key that it has made. What the ciphertext directory says does not count in that, or whoever can write there
 // could keep the data key from being rotated.
 func doRotateAll(c *cli.Context, v *volume.Volume, t trust, req rotateRequest) error {
-	harden()
 	if err := lockVolume(c.Context, v); err != nil {
 		return fmt.Errorf("rotate %s: %w", v.Dir(), err)
 	}

@@ -70,7 +70,6 @@ func secretAt(c *cli.Context, uri string) (secrets.Ref, *secretStore, error) {
 	if err != nil {
 		return ref, nil, err
 	}
-	harden()
 	if conf, err = conf.resolved(c, nil); err != nil {
 		return ref, nil, err
 	}

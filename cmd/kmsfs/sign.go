@@ -279,7 +279,6 @@ func (s *signing) signVolume(c *cli.Context, dir string) (done signed, err error
 	defer out.discard()
 	o := manifest.Options{Plain: !c.Bool("sealed-paths"), Suspect: j.Suspect}
 	if o.Plain && !v.Header().PlaintextNames {
-		harden()
 		k, err := s.unlock(c.Context, v)
 		if err != nil {
 			return done, fmt.Errorf("%w\nhint: the plaintext paths need the volume's data key: trust one of its CMKs with --trust, or leave them out with --sealed-paths", err)

@@ -17,7 +17,6 @@ func transfer(c *cli.Context, args []string, prepare func(c *cli.Context, in *in
 		return err
 	}
 	defer in.Close()
-	harden()
 	write, err := prepare(c, in, args[1])
 	if err == nil {
 		err = produce(c, in, args[1], write)
