@@ -6,9 +6,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/kmsfs/kmsfs/keyring/cloud"
 )
 
 // readyVariable tells a background process that descriptor 3 is a pipe to the one that waits for it.
@@ -30,7 +34,7 @@ func background(ctx context.Context) error {
 	defer r.Close()
 	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), readyVariable+"=3")
+	cmd.Env = append(absolutePaths(os.Environ()), readyVariable+"=3")
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.Stderr = os.Stderr // until it is ready, for what fusermount3 says
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -56,6 +60,26 @@ func background(ctx context.Context) error {
 		return fmt.Errorf("the background process ended before it had mounted: %v", cmd.ProcessState)
 	}
 	return fail(n, "%s", text)
+}
+
+// absolute makes a path, unless it is empty, independent of the working directory, which a background process leaves.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil && path != "" {
+		return abs
+	}
+	return path
+}
+
+// absolutePaths does so with the paths in an environment.
+func absolutePaths(environ []string) []string {
+	paths := []string{"KMSFS_CONFIG_DIR", "HOME", "XDG_RUNTIME_DIR", providerOf(cloud.Alibaba).fileVar, providerOf(cloud.Huawei).fileVar}
+	for i, v := range environ {
+		name, path, _ := strings.Cut(v, "=")
+		if slices.Contains(paths, name) {
+			environ[i] = name + "=" + absolute(path)
+		}
+	}
+	return environ
 }
 
 // A readiness is the background process's end of the pipe; nil in the foreground.

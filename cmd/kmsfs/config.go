@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -60,7 +59,7 @@ func configDir() (string, error) {
 	}
 	dir, err := os.UserConfigDir()
 	if err != nil {
-		return "", fmt.Errorf("no configuration directory: %w; set KMSFS_CONFIG_DIR", err)
+		return "", usagef("no configuration directory: %w; set KMSFS_CONFIG_DIR", err)
 	}
 	return filepath.Join(dir, "kmsfs"), nil
 }

@@ -28,12 +28,13 @@ func (s secretSettings) every() time.Duration {
 	return d
 }
 
-// resolved returns the configuration with every text that refers to a secret replaced by what it stands for. The access keys of the clouds are left for when
+// resolved returns the configuration with every path made absolute, and every text that refers to a secret replaced by what it stands for. The access keys of the clouds are left for when
 // they are needed, and are then read again and again; more are endpoints of mount options.
 func (conf config) resolved(c *cli.Context, more []string) (config, error) {
 	if err := conf.checkSecrets(); err != nil {
 		return conf, err
 	}
+	conf.Alibaba.Credentials, conf.Huawei.Credentials = absolute(conf.Alibaba.Credentials), absolute(conf.Huawei.Credentials)
 	var store *secretStore
 	err := eachText(reflect.ValueOf(&conf).Elem(), "", func(setting, text string) (string, error) {
 		if !secrets.IsRef(text) || strings.HasPrefix(setting, "alibaba.") || strings.HasPrefix(setting, "huawei.") {
