@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -111,11 +112,22 @@ func hinted(err error) error {
 		}
 		p := providerOf(about)
 		hint := ""
+		var dns *net.DNSError
 		switch {
 		case e.Kind == cloud.NoCredential:
 			hint = fmt.Sprintf("hint: set %s, or name a file with credentials= in [%s] of kmsfs.toml or in %s, or give the instance %s", p.keyVars, p.name, p.fileVar, p.role)
-		case errors.As(e.Err, new(*net.DNSError)):
+		case e.Kind == cloud.BadCredential && e.Skew.Abs() >= cloud.SkewTold:
+			hint = "hint: set the clock of this machine: a KMS refuses calls that are signed too early or too late"
+		case e.Kind == cloud.BadCredential:
+			hint = fmt.Sprintf("hint: look at the access key in %s, in the file that credentials= in [%s] of kmsfs.toml or %s names, or of the instance's role: it is not one of this account, or not any more", p.keyVars, p.name, p.fileVar)
+		case e.Kind == cloud.KeyNotFound:
+			hint = "hint: compare region, account or project, and ID with what the console of the KMS shows"
+		case errors.As(e.Err, &dns) && dns.IsNotFound:
 			hint = fmt.Sprintf("hint: if region %s is right, say where its KMS is: --endpoint %s/%s=https://HOST", cmk.Region, p.name, cmk.Region)
+		case dns != nil:
+			hint = "hint: no name service answers this machine: see to its network and /etc/resolv.conf"
+		case errors.As(e.Err, new(*tls.CertificateVerificationError)):
+			hint = "hint: if a proxy or the endpoint has a certificate of your own authority, name a file with that authority in SSL_CERT_FILE"
 		case e.Kind == cloud.NoPermission:
 			hint = fmt.Sprintf("hint: %s lists the permissions that are needed", check)
 		default:

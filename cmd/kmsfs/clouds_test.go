@@ -1,12 +1,14 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring/cloud"
@@ -30,7 +32,12 @@ func TestHints(t *testing.T) {
 		{&cloud.Error{CMK: huaweiCMK, Kind: cloud.NoCredential}, []string{"HUAWEICLOUD_SDK_AK", "[huawei]", "agency"}},
 		{&cloud.Error{CMK: aliCMK, Kind: cloud.Unavailable, Err: noName}, []string{"--endpoint alibaba/cn-hangzhou="}},
 		{&cloud.Error{CMK: huaweiCMK, Kind: cloud.Unavailable, Err: fmt.Errorf("dial: %w", noName)}, []string{"--endpoint huawei/cn-north-4="}},
+		{&cloud.Error{CMK: aliCMK, Kind: cloud.Unavailable, Err: &net.DNSError{Err: "server misbehaving", Name: "kms.x", IsTemporary: true}}, []string{"name service"}},
+		{&cloud.Error{CMK: aliCMK, Kind: cloud.Unavailable, Err: &tls.CertificateVerificationError{Err: errors.New("x")}}, []string{"SSL_CERT_FILE"}},
 		{&cloud.Error{CMK: aliCMK, Kind: cloud.NoPermission}, []string{"keyring check --cmk " + aliCMK}},
+		{&cloud.Error{CMK: aliCMK, Kind: cloud.BadCredential, Skew: time.Minute}, []string{"ALIBABA_CLOUD_ACCESS_KEY_ID", "[alibaba]"}},
+		{&cloud.Error{CMK: aliCMK, Kind: cloud.BadCredential, Skew: -20 * time.Minute}, []string{"the clock of this machine"}},
+		{&cloud.Error{CMK: huaweiCMK, Kind: cloud.KeyNotFound}, []string{"region, account or project, and ID"}},
 	} {
 		err := hinted(fmt.Errorf("open: %w", errors.Join(c.err, c.err)))
 		if !errors.Is(err, c.err) || strings.Count(err.Error(), "hint: ") != 1 {

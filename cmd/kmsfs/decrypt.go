@@ -303,6 +303,12 @@ func (d *decryption) explain(c *cli.Context, err error, k *failover.Keyring, fai
 	if errors.Is(err, keyring.ErrNoMatch) { // says no more than the hint
 		err = errors.New("no CMK that may open it is trusted on this machine")
 	}
-	failures = append(failures, err, opensHint("it", names))
+	failures = append(failures, err)
+	others := slices.DeleteFunc(names, func(cmk string) bool { return hasCMK(k, cmk) })
+	if len(names) == 0 {
+		failures = append(failures, errors.New("hint: it does not say which CMK opens it; name one that you trust with --cmk"))
+	} else if len(others) > 0 {
+		failures = append(failures, opensHint("it", others))
+	}
 	return fail(exitCMK, "%w", errors.Join(failures...))
 }

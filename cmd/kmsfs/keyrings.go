@@ -84,11 +84,7 @@ func silent() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func (s *keyrings) open(cmk string) (failover.CMK, error) {
 	scheme, path, _ := strings.Cut(cmk, ":")
 	if scheme == "local" {
-		k, err := local.Open(path)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("%w; create one with: kmsfs key new %s", err, path)
-		}
-		return k, err
+		return local.Open(path)
 	}
 	open, err := s.clouds[scheme]()
 	if err != nil {
@@ -105,6 +101,11 @@ func (s *keyrings) open(cmk string) (failover.CMK, error) {
 func (s *keyrings) all(cmks []string) (*failover.Keyring, error) {
 	opened, failures := s.each(cmks)
 	if len(failures) > 0 {
+		for i, err := range failures { // a new CMK is of use for new data only
+			if missing := new(os.PathError); errors.As(err, &missing) && errors.Is(err, os.ErrNotExist) {
+				failures[i] = fmt.Errorf("%w; create one with: kmsfs key new %s", err, missing.Path)
+			}
+		}
 		return nil, fail(exitCMK, "%w", errors.Join(failures...))
 	}
 	uris := make(map[string]string) // by the CMK's own name

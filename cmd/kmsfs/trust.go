@@ -167,11 +167,19 @@ func (t trust) unlock(ctx context.Context, v *volume.Volume) (*failover.Keyring,
 		}
 		failures = append(failures, hinted(err))
 	}
-	failures = append(failures, wrappedBy(v.Header().EDKs))
+	edks := slices.DeleteFunc(slices.Clone(v.Header().EDKs), func(e keyring.EncryptedDataKey) bool { return hasCMK(k, e.CMK) })
+	if len(edks) > 0 { // those that are trusted have said themselves what is wrong with them
+		failures = append(failures, wrappedBy(edks))
+	}
 	if len(cmks) == 0 {
 		return nil, fail(exitCMK, "%s: no CMK is trusted for this volume on this machine\n%w", v.Dir(), errors.Join(failures...))
 	}
 	return nil, fail(exitCMK, "%w", errors.Join(failures...))
+}
+
+// hasCMK reports whether a keyring has the CMK that headers call so.
+func hasCMK(k *failover.Keyring, cmk string) bool {
+	return slices.ContainsFunc(k.Status(), func(s failover.Status) bool { return s.CMK == cmk })
 }
 
 // wrappedBy is the hint that says which CMKs would open a volume.

@@ -75,8 +75,8 @@ type Error struct {
 	Err       error         // of the network, the context or the check of an answer; may be nil
 }
 
-// skewTold is the clock skew from which on messages mention it: both clouds refuse 15 minutes.
-const skewTold = 2 * time.Minute
+// SkewTold is the clock skew from which on messages mention it: both clouds refuse 15 minutes.
+const SkewTold = 2 * time.Minute
 
 // Error describes the failure in one line.
 func (e *Error) Error() string {
@@ -89,7 +89,7 @@ func (e *Error) Error() string {
 	if e.RequestID != "" {
 		notes = append(notes, "request "+e.RequestID)
 	}
-	if e.Skew.Abs() >= skewTold {
+	if e.Skew.Abs() >= SkewTold {
 		notes = append(notes, "the clock here differs by "+e.Skew.Round(time.Second).String())
 	}
 	if len(notes) > 0 {
