@@ -95,15 +95,21 @@ func (v *Volume) writeBoth(copied, file string, raw []byte) error {
 // replace replaces a file in the volume's own directory.
 func (v *Volume) replace(name string, b []byte) error {
 	const temporary = "volume.new"
-	_ = unix.Unlinkat(v.meta, temporary, 0)
+	if err := unix.Unlinkat(v.meta, temporary, 0); err != nil && err != unix.ENOENT { // of a run that was killed
+		return &os.PathError{Op: "remove", Path: temporary, Err: err}
+	}
 	fd, err := unix.Openat(v.meta, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), temporary)
 	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = unix.Renameat(v.meta, temporary, v.meta, name)
 	}
-	return unix.Renameat(v.meta, temporary, v.meta, name)
+	if err != nil {
+		_ = unix.Unlinkat(v.meta, temporary, 0)
+	}
+	return err
 }
