@@ -180,6 +180,7 @@ func TestStaleThroughLink(t *testing.T) {
 	must(t, d.Process.Kill())
 	_ = d.Wait()
 	eventually(t, "the mount is stale", func() bool { return errors.Is(unix.Statfs(v.plain, new(unix.Statfs_t)), unix.ENOTCONN) })
+	v.refused(t, exitMountpoint, []string{v.plain, "its daemon is gone", "kmsfs umount"}, "status", v.plain)
 	link := filepath.Join(v.dir, "link")
 	must(t, os.Symlink(v.dir, link))
 	v.ok(t, "mount", "-o", "log="+v.log, filepath.Join(link, "cipher"), filepath.Join(link, "plain"))

@@ -161,16 +161,21 @@ func printChecked(out io.Writer, rows []checked) error {
 		return "no"
 	}
 	for _, r := range rows {
-		opens := "-"
+		opens, binds, latency, clock := "-", "-", "-", "-" // not known
 		if r.Opens != nil {
 			opens = word(*r.Opens)
+		}
+		if r.Unwraps {
+			binds, latency = word(r.BindsContext), r.Latency.Round(time.Millisecond/10).String()
+		}
+		if r.Unwraps || r.State != "" || r.Skew != 0 {
+			clock = fmt.Sprintf("%+v", r.Skew)
 		}
 		state := r.State
 		if r.Deletion != "" {
 			state += ", " + r.Deletion
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%v\t%+v\n", r.CMK, first(state, "-"), word(r.Wraps), word(r.Unwraps), opens, word(r.BindsContext),
-			r.Latency.Round(time.Millisecond/10), r.Skew)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.CMK, first(state, "-"), word(r.Wraps), word(r.Unwraps), opens, binds, latency, clock)
 	}
 	if err := w.Flush(); err != nil {
 		return err

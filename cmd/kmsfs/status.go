@@ -47,9 +47,12 @@ func doStatus(c *cli.Context) error {
 	}
 	var raw json.RawMessage
 	err = control.Call(c.Context, socket, "status", nil, nil, &raw)
-	if errors.Is(err, control.ErrNoDaemon) {
-		return fail(exitOther, "%s: %w; ask as root or as the user who has mounted it", path, err)
-	} else if err != nil {
+	switch {
+	case errors.Is(err, control.ErrNoDaemon) && isStale(path):
+		return fail(exitMountpoint, "%s: its daemon is gone; take the mount away with: kmsfs umount %s", path, path)
+	case errors.Is(err, control.ErrNoDaemon):
+		return fail(exitOther, "%s: %w; ask as the user who has mounted it", path, err)
+	case err != nil:
 		return daemonError(err)
 	}
 	var st mountStatus
