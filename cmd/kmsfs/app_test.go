@@ -161,3 +161,51 @@ func TestFullOutput(t *testing.T) {
 		}
 	}
 }
+
+// TestContextSpaces keeps the spaces of a context: the KMS and other programs see them, too.
+func TestContextSpaces(t *testing.T) {
+	t.Setenv("KMSFS_CONFIG_DIR", t.TempDir())
+	t.Chdir(t.TempDir())
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range [][]string{
+		{"key", "new", "cmk"},
+		{"init", "--cmk", "local:" + dir + "/cmk", "--context", " a = b ", "cipher"},
+	} {
+		if _, stderr, code := kmsfs(t, line...); code != exitOK {
+			t.Fatalf("%q: %s", line, stderr)
+		}
+	}
+	if out, _, _ := kmsfs(t, "inspect", "--json", "cipher"); !strings.Contains(out, `" a ": " b "`) {
+		t.Errorf("got %s", out)
+	}
+}
+
+// TestForceSparesCMKs replaces files, but no local CMK.
+func TestForceSparesCMKs(t *testing.T) {
+	t.Setenv("KMSFS_CONFIG_DIR", t.TempDir())
+	t.Chdir(t.TempDir())
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmk := "local:" + dir + "/cmk"
+	for _, c := range []struct {
+		args string
+		code int
+	}{
+		{"key new cmk", exitOK},
+		{"encrypt --cmk " + cmk + " /proc/version sealed", exitOK},
+		{"encrypt --force --cmk " + cmk + " /proc/version sealed", exitOK},
+		{"encrypt --force --cmk " + cmk + " cmk cmk", exitOther},
+		{"decrypt --force --cmk " + cmk + " sealed cmk", exitOther},
+		{"data encrypt --force --cmk " + cmk + " cmk cmk", exitOther},
+		{"decrypt --cmk " + cmk + " sealed plain", exitOK},
+	} {
+		if _, stderr, code := kmsfs(t, strings.Fields(c.args)...); code != c.code || code != exitOK && !strings.Contains(stderr, "cmk is a local CMK file") {
+			t.Errorf("%s: exit code %d, want %d: %s", c.args, code, c.code, stderr)
+		}
+	}
+}

@@ -32,7 +32,7 @@ func dataCommand() *cli.Command {
 			OnUsageError:    usageError,
 			Flags: []cli.Flag{
 				cmkFlag(cmk),
-				&cli.StringSliceFlag{Name: "context", Usage: context},
+				contextFlag(context),
 				forceFlag(), configFlag(), endpointFlag(),
 			},
 			Action: action,
@@ -64,7 +64,7 @@ func dataTrust(c *cli.Context) (args []string, t trust, ec keyring.EncryptionCon
 	if args, err = operands(c, "IN", "OUT"); err != nil {
 		return nil, t, nil, err
 	}
-	if ec, err = contextFlag(c); err != nil {
+	if ec, err = contextOf(c); err != nil {
 		return nil, t, nil, err
 	}
 	if _, err := ec.AppendTo(nil); err != nil {

@@ -31,7 +31,7 @@ func decryptCommand() *cli.Command {
 			"Example: kmsfs decrypt --cmk local:/etc/kmsfs/cmk report.pdf.kmsfs report.pdf",
 		Flags: []cli.Flag{
 			cmkFlag("trust `CMK` (repeatable); default: what this machine has noted for the volume that IN is in, and the configuration file"),
-			&cli.StringSliceFlag{Name: "context", Usage: "refuse IN unless its encryption context has `KEY=VALUE` (repeatable)"},
+			contextFlag("refuse IN unless its encryption context has `KEY=VALUE` (repeatable)"),
 			&cli.StringFlag{Name: "format", Usage: "read `F`: kmsfs, alibaba, alibaba-stream, huawei or huawei-stream", DefaultText: "found out"},
 			&cli.BoolFlag{Name: "allow-unauthenticated", Usage: "decrypt messages of CBC and CTR, too, which whoever could write them may have changed"},
 			&cli.StringFlag{Name: "raw-key", Usage: "open messages of raw keyrings of Huawei Cloud's SDK with the master key in `FILE`: hex digits, or PKCS #8 in PEM"},
@@ -74,7 +74,7 @@ func newDecryption(c *cli.Context) (*decryption, error) {
 			return nil, err
 		}
 	}
-	if d.context, err = contextFlag(c); err != nil {
+	if d.context, err = contextOf(c); err != nil {
 		return nil, err
 	}
 	if path := c.String("raw-key"); path != "" {

@@ -34,7 +34,7 @@ func encryptCommand() *cli.Command {
 			"          kmsfs encrypt --format alibaba --cmk acs:kms:cn-hangzhou:1000000000000001:key/key-hzz00000000000000000000 a a.sdk",
 		Flags: []cli.Flag{
 			cmkFlag("wrap the data key under `CMK` (repeatable: any one decrypts)"),
-			&cli.StringSliceFlag{Name: "context", Usage: "bind `KEY=VALUE` into every wrapped key (repeatable)"},
+			contextFlag("bind `KEY=VALUE` into every wrapped key (repeatable)"),
 			&cli.StringFlag{Name: "algorithm", Usage: "seal with `A`: aes-256-gcm, aes-128-gcm or sm4-128-gcm", DefaultText: "aes-256-gcm"},
 			&cli.StringFlag{Name: "format", Usage: "write `F`: kmsfs, or what the clouds' encryption SDKs read: alibaba, alibaba-stream, huawei, huawei-stream", DefaultText: "kmsfs"},
 			&cli.IntFlag{Name: "segment-size", Usage: "kmsfs: seal `BYTES` at a time, a power of two from 4096 to 65536", DefaultText: "4096, or that of the volume that OUT is in"},

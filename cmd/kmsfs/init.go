@@ -62,7 +62,7 @@ func initCommand() *cli.Command {
 		OnUsageError:    usageError,
 		Flags: []cli.Flag{
 			cmkFlag("wrap the data key under `CMK` (repeatable: any one opens the volume)"),
-			&cli.StringSliceFlag{Name: "context", Usage: "bind `KEY=VALUE` into every wrapped key (repeatable)"},
+			contextFlag("bind `KEY=VALUE` into every wrapped key (repeatable)"),
 			&cli.StringFlag{Name: "algorithm", Usage: "seal with `A`: aes-256-gcm, aes-128-gcm or sm4-128-gcm", DefaultText: "aes-256-gcm"},
 			&cli.IntFlag{Name: "segment-size", Usage: "seal `BYTES` at a time, a power of two from 4096 to 65536", DefaultText: "4096"},
 			&cli.BoolFlag{Name: "plaintext-names", Usage: "store names as they are"},
@@ -162,7 +162,7 @@ func params(c *cli.Context, conf config) (p volume.Params, err error) {
 		}
 	}
 	if c.IsSet("context") {
-		if p.Context, err = contextFlag(c); err != nil {
+		if p.Context, err = contextOf(c); err != nil {
 			return p, err
 		}
 	}
@@ -172,8 +172,13 @@ func params(c *cli.Context, conf config) (p volume.Params, err error) {
 	return p, nil
 }
 
-// contextFlag reads --context.
-func contextFlag(c *cli.Context) (keyring.EncryptionContext, error) {
+// contextFlag is --context, whose values may begin and end with spaces.
+func contextFlag(usage string) cli.Flag {
+	return &cli.StringSliceFlag{Name: "context", Usage: usage, KeepSpace: true}
+}
+
+// contextOf reads --context.
+func contextOf(c *cli.Context) (keyring.EncryptionContext, error) {
 	ec := make(keyring.EncryptionContext)
 	for _, kv := range c.StringSlice("context") {
 		k, v, ok := strings.Cut(kv, "=")

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/header"
+	"github.com/kmsfs/kmsfs/keyring/local"
 )
 
 // An output is what a command writes. A file gets its name when it is complete and not before.
@@ -42,6 +43,9 @@ func checkOutput(c *cli.Context, name string) error {
 		return fmt.Errorf("%s is not a regular file; to write to what is there use - and a redirection", name)
 	case !c.Bool("force"):
 		return fmt.Errorf("%s exists; --force replaces it", name)
+	}
+	if _, err := local.Open(name); err == nil {
+		return fmt.Errorf("%s is a local CMK file, without which all that it has wrapped is lost; it is never overwritten", name)
 	}
 	return nil
 }
