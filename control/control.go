@@ -2,7 +2,7 @@
 //
 // One connection is one call. The caller sends one line of JSON, {"call": NAME, "args": …}; the daemon answers with any number of lines
 // {"progress": …} and then with {"result": …} or {"error": {"message": …, "code": …}}. A caller that goes away ends its call. The daemon talks only
-// to root and to its own user, whatever the mode of the socket.
+// to root and to its own user, whatever the mode of the socket, and callers only to a daemon of root's or of their own.
 package control
 
 import (
@@ -69,7 +69,7 @@ type answer struct {
 // Listen makes the socket path, and the directory it is in, and serves calls. Whatever is at path is taken for what a daemon that was killed has left: the
 // caller has made sure that there is no other.
 func Listen(path string, o Options) (*Server, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -87,6 +87,21 @@ func Listen(path string, o Options) (*Server, error) {
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.calls.Go(s.accept)
 	return s, nil
+}
+
+// makeDir makes the directory of a socket. One in which others could put another socket in its place is refused.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return fmt.Errorf("control: others may write to %s; remove it, or run: chown %d %s; chmod 700 %s", dir, os.Geteuid(), dir, dir)
+	}
+	return nil
 }
 
 // Close removes the socket, ends all calls and waits for them.
@@ -116,7 +131,7 @@ func (s *Server) serve(c *net.UnixConn) {
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	enc := json.NewEncoder(c)
-	if uid, err := peer(c); err != nil || uid != 0 && uid != os.Geteuid() {
+	if uid, err := peer(c); err != nil || !trusted(uid) {
 		s.o.Logger.Warn("control: call refused", "uid", uid, "err", err)
 		_ = enc.Encode(answer{Error: &Error{Message: "only root and the user that has mounted the volume may ask its daemon", Code: 1}})
 		return
@@ -150,7 +165,10 @@ func (s *Server) call(ctx context.Context, line []byte, progress func(any) error
 	return h(ctx, r.Args, progress)
 }
 
-// peer returns the user at the other end.
+// trusted reports whether a user is root or the own one.
+func trusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
+
+// peer returns the user at the other end: of a daemon, the one that has begun to listen.
 func peer(c *net.UnixConn) (uid int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -175,6 +193,9 @@ func Call(ctx context.Context, path, name string, args any, progress func(json.R
 		return fmt.Errorf("%w: %w", ErrNoDaemon, err)
 	}
 	defer conn.Close()
+	if uid, err := peer(conn.(*net.UnixConn)); err != nil || !trusted(uid) {
+		return errors.Join(err, fmt.Errorf("control: %s is a socket of user %d, not of a daemon of one's own", path, uid))
+	}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	b, err := json.Marshal(args)
 	if err != nil {

@@ -8,7 +8,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // listen serves at a socket of the test.
@@ -86,7 +90,11 @@ func TestCallerLeaves(t *testing.T) {
 
 // TestOldSocket takes the place of a daemon that was killed, and ends what is under way when it is closed itself.
 func TestOldSocket(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
+	dir := filepath.Join(t.TempDir(), "run")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -129,5 +137,65 @@ func TestGarbage(t *testing.T) {
 	var ok bool
 	if err := Call(t.Context(), path, "ok", nil, nil, &ok); err != nil || !ok {
 		t.Errorf("%v, %v", ok, err)
+	}
+}
+
+// TestStrangers refuses a directory that others may write to, and a socket of theirs.
+func TestStrangers(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	states := []func() error{
+		func() error { return os.Mkdir(dir, 0o700) },
+		func() error { return os.Chmod(dir, 0o770) },
+		func() error { return os.Chmod(dir, 0o702) },
+	}
+	root := os.Geteuid() == 0 // others cannot give anything away
+	if root {
+		states = append(states, func() error { return errors.Join(os.Chmod(dir, 0o700), os.Chown(dir, 65534, 65534)) })
+	}
+	for _, change := range states {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		sound := st.Mode&0o777 == 0o700 && int(st.Uid) == os.Geteuid()
+		s, err := Listen(filepath.Join(dir, "s"), Options{Logger: slog.New(slog.DiscardHandler)})
+		if err == nil {
+			s.Close()
+		}
+		if (err == nil) != sound || err != nil && !strings.Contains(err.Error(), dir) {
+			t.Errorf("mode %o of user %d: %v", st.Mode, st.Uid, err)
+		}
+	}
+
+	if !root {
+		return
+	}
+	// A thread that is another user's listens as that one.
+	path := filepath.Join(t.TempDir(), "s")
+	listening := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: it ends with the goroutine
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+		}
+		if err == nil {
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); errno != 0 {
+				err = errno
+			}
+		}
+		if err == nil {
+			err = unix.Listen(fd, 1)
+		}
+		listening <- err
+	}()
+	if err := <-listening; err != nil {
+		t.Fatal(err)
+	}
+	if err := Call(t.Context(), path, "status", nil, nil, nil); err == nil || !strings.Contains(err.Error(), "user 65534") {
+		t.Errorf("a socket of another user: %v", err)
 	}
 }
