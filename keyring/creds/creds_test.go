@@ -175,10 +175,12 @@ func TestOldMetadata(t *testing.T) {
 }
 
 func TestMetadataAddress(t *testing.T) {
-	for _, base := range []string{"http://10.0.0.1", "http://example.com", "ftp://127.0.0.1", "http://", "http://u@127.0.0.1", "x"} {
+	for _, base := range []string{"http://10.0.0.1", "http://example.com", "ftp://127.0.0.1", "http://", "http://u@127.0.0.1", "http://u:secret@127.0.0.1", "http://u:secret@%zz", "x"} {
 		if k, err := NewHuawei(Options{Instance: true, Metadata: base}); err == nil {
 			k.Close()
 			t.Errorf("%s: no error", base)
+		} else if strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", base, err)
 		}
 	}
 	for _, base := range []string{"", "http://169.254.169.254", "http://127.0.0.1:80/", "http://[::1]:80", "https://metadata.example"} {

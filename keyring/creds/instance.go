@@ -34,8 +34,11 @@ func newInstance(v vendor, base, role string) (*instance, error) {
 	}
 	base = strings.TrimSuffix(base, "/")
 	u, err := url.Parse(base)
-	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("creds: %.80q is not the base URL of a metadata service", base)
+	if err != nil { // which repeats a password that there may be
+		return nil, errors.New("creds: the base URL of the metadata service is no URL")
+	}
+	if u.Host == "" || u.User != nil || u.RawQuery != "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("creds: %.80q is not the base URL of a metadata service", u.Redacted())
 	}
 	ip := net.ParseIP(u.Hostname())
 	if u.Scheme == "http" && base != v.metadata && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback() && !ip.IsLinkLocalUnicast()) {
