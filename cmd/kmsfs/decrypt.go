@@ -161,7 +161,7 @@ func (d *decryption) prepareOwn(c *cli.Context, in *input, prefix []byte) (func(
 		return nil, err
 	}
 	return func(out *output) error {
-		in.bar = barOf(c.App.ErrWriter, in.size)
+		in.bar = out.progress(c, in.size)
 		v := blockcrypt.Visitor{
 			Data: func(_ int64, p []byte) error {
 				_, err := out.Write(p)
@@ -246,7 +246,7 @@ func (d *decryption) parse(in *input, prefix []byte) (*sdkformat.Message, error)
 // openMessage decrypts a message that was verified.
 func openMessage(c *cli.Context, m *sdkformat.Message, in *input, out *output, dk keyring.DataKey) error {
 	if m.Segmented() {
-		in.bar = barOf(c.App.ErrWriter, in.size)
+		in.bar = out.progress(c, in.size)
 		if _, err := in.r.Discard(m.Prefix()); err != nil {
 			return err
 		}
@@ -268,7 +268,7 @@ func openMessage(c *cli.Context, m *sdkformat.Message, in *input, out *output, d
 		}
 		src = spool
 	} else {
-		in.bar = barOf(c.App.ErrWriter, 2*size)
+		in.bar = out.progress(c, 2*size)
 	}
 	if m.Authenticated() {
 		return m.Open(out, src, size, dk)
@@ -304,10 +304,7 @@ func (d *decryption) explain(c *cli.Context, err error, k *failover.Keyring, fai
 		err = errors.New("no CMK that may open it is trusted on this machine")
 	}
 	failures = append(failures, err)
-	others := slices.DeleteFunc(names, func(cmk string) bool { return hasCMK(k, cmk) })
-	if len(names) == 0 {
-		failures = append(failures, errors.New("hint: it does not say which CMK opens it; name one that you trust with --cmk"))
-	} else if len(others) > 0 {
+	if others := slices.DeleteFunc(names, func(cmk string) bool { return hasCMK(k, cmk) }); len(others) > 0 {
 		failures = append(failures, opensHint("it", others))
 	}
 	return fail(exitCMK, "%w", errors.Join(failures...))

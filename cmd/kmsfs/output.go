@@ -104,6 +104,14 @@ func (o *output) all(b []byte) error {
 // isStream reports whether the output is standard output.
 func (o *output) isStream() bool { return o.f == os.Stdout }
 
+// progress returns a bar for a number of bytes, nil if the output itself goes to the terminal, where a bar would get among it.
+func (o *output) progress(c *cli.Context, bytes int64) *bar {
+	if o.isStream() && isTerminal(o.f) {
+		return nil
+	}
+	return barOf(c.App.ErrWriter, bytes)
+}
+
 // Write implements [io.Writer].
 func (o *output) Write(p []byte) (int, error) {
 	n, err := o.w.Write(p)
