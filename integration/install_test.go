@@ -196,6 +196,26 @@ func TestReadmeRegions(t *testing.T) {
 	}
 }
 
+// TestReadmeBoot makes the volume that README.md mounts at boot.
+func TestReadmeBoot(t *testing.T) {
+	v := bareVolume(t)
+	commands := readmeBlock(t, "**At boot.** As root, make a volume, and a place to mount it:")
+	must(t, os.WriteFile(filepath.Join(v.dir, "commands"), []byte("set -e\n"+commands), 0o644))
+	got := namespaced(t, v.dir, `
+		mount -t tmpfs -o mode=755 etc /etc
+		mount -t tmpfs -o mode=755 srv /srv
+		unset KMSFS_CONFIG_DIR
+		bash commands > /dev/null
+		kmsfs mount --log $PWD/log /srv/cipher /srv/plain
+		echo hello > /srv/plain/f
+		kmsfs umount /srv/plain
+		ls -R /etc/kmsfs | sed 's/[0-9a-f]\{32\}/ID/'
+		ls /srv/cipher | wc -l`)
+	if want := "/etc/kmsfs:\ncmk\nvolumes\n\n/etc/kmsfs/volumes:\nID.toml\n1\n"; got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 // setuidWorks reports whether a program gets its owner's rights when another user runs it.
 func setuidWorks(t *testing.T, path string) bool {
 	t.Helper()
