@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/urfave/cli/v2"
 )
 
 // kmsfs runs the program in this process, with a configuration directory of its own.
@@ -208,4 +211,18 @@ func TestForceSparesCMKs(t *testing.T) {
 			t.Errorf("%s: exit code %d, want %d: %s", c.args, code, c.code, stderr)
 		}
 	}
+}
+
+// TestExamples shows an example in the help of every command that does something.
+func TestExamples(t *testing.T) {
+	var look func(commands []*cli.Command, path string)
+	look = func(commands []*cli.Command, path string) {
+		for _, c := range commands {
+			look(c.Subcommands, path+" "+c.Name)
+			if len(c.Subcommands) == 0 && c.Name != "help" && c.Name != "version" && !strings.Contains(c.Description, path+" "+c.Name) {
+				t.Errorf("%s %s has no example", path, c.Name)
+			}
+		}
+	}
+	look(newApp(io.Discard, io.Discard).Commands, "kmsfs")
 }

@@ -26,7 +26,8 @@ func fsckCommand() *cli.Command {
 		ArgsUsage:       "CIPHERDIR",
 		HideHelpCommand: true,
 		OnUsageError:    usageError,
-		Description: "Exit codes: 0 all is sound, 4 something is damaged, 10 all that was damaged is repaired, 7 the volume is in use.\n" +
+		Description: "Example: kmsfs fsck /srv/cipher\n" +
+			"Exit codes: 0 all is sound, 4 something is damaged, 10 all that was damaged is repaired, 7 the volume is in use.\n" +
 			"What a crash leaves behind and nothing refers to is reported, and does not count.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "repair", Usage: "mend what can be mended without guessing: what is stored twice, or can be derived"},

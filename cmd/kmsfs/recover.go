@@ -21,7 +21,8 @@ func recoverCommand() *cli.Command {
 		HideHelpCommand: true,
 		OnUsageError:    usageError,
 		Description: "SRC is a ciphertext file, DST a file that must not exist. Zeros stand for what is lost; the lost ranges are printed.\n" +
-			"Exit codes: 0 all of it is sound, 4 something is lost.",
+			"Exit codes: 0 all of it is sound, 4 something is lost.\n" +
+			"Example: kmsfs recover /srv/cipher/WWueS9NF5vl_mfAV5RMkJxM report.pdf",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "volume", Usage: "the volume that SRC belongs to, if SRC is not in it: `CIPHERDIR`"},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
