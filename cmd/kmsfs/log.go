@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"log/syslog"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // openLog opens the destination of log lines: a file, "syslog" or "stderr"; "" is syslog if there is one.
@@ -24,7 +26,7 @@ func openLog(where string, stderr io.Writer) (*slog.Logger, func(), error) {
 		}
 		return slog.New(newSeverities(w)), func() { w.Close() }, nil
 	}
-	f, err := os.OpenFile(where, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(where, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK, 0o600) // or a FIFO would wait for a reader
 	if err != nil {
 		return nil, nil, fmt.Errorf("--log: %w", err)
 	}
