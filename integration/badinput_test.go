@@ -251,7 +251,7 @@ func TestBadInput(t *testing.T) {
 	program := filepath.Join(v.dir, "kmsfs") // where every user can reach it
 	shell(t, v.dir, "install -m 755 "+binary+" kmsfs")
 	must(t, os.Mkdir(filepath.Join(v.dir, "rows"), 0o755))
-	groups := map[string][]badInput{"key": badKeys(), "init": badInits(), "mount": badMounts(), "other": badOthers()}
+	groups := map[string][]badInput{"key": badKeys(), "init": badInits(), "mount": badMounts(), "other": badOthers(), "command": badCommands()}
 	n := 0
 	for group, rows := range groups {
 		for _, r := range rows {
@@ -267,6 +267,7 @@ func TestBadInput(t *testing.T) {
 
 func (r badInput) test(t *testing.T, v *volume, program, dir string) {
 	must(t, os.Mkdir(dir, 0o755))
+	defer os.RemoveAll(dir) // or each row would look at those of all before it
 	vars := strings.NewReplacer("$V", v.cipher, "$KMSFS", program, "$K", v.cmk, "$P", v.plain, "$C", v.config, "$R", dir)
 	shell(t, dir, vars.Replace(r.setup))
 	defer shell(t, dir, r.cleanup)
