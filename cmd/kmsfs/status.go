@@ -97,6 +97,7 @@ func printStatus(out io.Writer, st *mountStatus) {
 			fmt.Fprintf(out, "journal: %s\n", oneLine(trouble))
 		}
 	}
+	var failures []string
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\nCMK\tLAST\tLATENCY\tSKIPPED\tOK\tFAILED\tCALLS")
 	for _, c := range st.CMKs {
@@ -104,7 +105,7 @@ func printStatus(out io.Writer, st *mountStatus) {
 		if r := c.Last; r != nil {
 			last, latency = r.Call+" ok", r.Latency.Round(time.Millisecond).String()
 			if r.Error != "" {
-				last = r.Call + ": " + oneLine(r.Error)
+				last, failures = r.Call+" failed", append(failures, oneLine(r.Error))
 			}
 		}
 		if c.Skipped != nil {
@@ -116,6 +117,9 @@ func printStatus(out io.Writer, st *mountStatus) {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\n", c.CMK, last, latency, skipped, c.OK, c.Failed, calls)
 	}
 	w.Flush()
+	for _, f := range failures { // below the table, which they would make as wide as they are long
+		fmt.Fprintln(out, f)
+	}
 }
 
 func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
