@@ -7,12 +7,6 @@ import (
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 )
 
-func newAlibaba(c cloud.Config) (opener, error) {
-	client, err := alikms.NewClient(c)
-	if err != nil {
-		return nil, err
-	}
-	return func(uri string, known *cloud.KeyInfo) (*cloud.Keyring, error) { return alikms.New(client, uri, known) }, nil
-}
+func newAlibaba(c cloud.Config) (cloud.KMS, error) { return alikms.NewClient(c) }
 
 func newAlibabaSecrets(c cloud.Config) (secretManager, error) { return alikms.NewClient(c) }

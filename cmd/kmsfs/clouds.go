@@ -31,9 +31,6 @@ type cloudSettings struct {
 	SecurityToken string `toml:"security-token,omitempty"`
 }
 
-// An opener returns the keyring on a CMK of one cloud. known is as for [cloud.NewKeyring].
-type opener func(uri string, known *cloud.KeyInfo) (*cloud.Keyring, error)
-
 // A provider is a cloud as the user sees it.
 type provider struct {
 	name      string // in --endpoint and in the configuration file
@@ -43,7 +40,7 @@ type provider struct {
 	role      string // what gives an instance a credential
 	rate      int    // the cap on calls in a second
 	newKeeper func(creds.Options) (*creds.Keeper, error)
-	newOpener func(cloud.Config) (opener, error)
+	newKMS    func(cloud.Config) (cloud.KMS, error)
 
 	secrets    string // scheme of references to secrets
 	newManager func(cloud.Config) (secretManager, error)

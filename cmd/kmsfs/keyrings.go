@@ -38,11 +38,11 @@ func checkCMKs(cmks []string) error {
 
 // keyrings turns CMK URIs into keyrings; nothing else does. One client serves all CMKs of a cloud, so that its cap on the rate of calls holds.
 type keyrings struct {
-	clouds map[string]func() (opener, error) // by the scheme of CMK URIs
-	known  map[string]*cloud.KeyInfo         // what a volume keeps of CMKs, by URI; see learn
-	opened map[string]*cloud.Keyring         // by URI
-	logger *slog.Logger                      // is told what goes wrong at CMKs; nil for nobody
-	stop   context.CancelFunc                // ends the polling of secrets
+	clouds map[string]func() (cloud.KMS, error) // by the scheme of CMK URIs
+	known  map[string]*cloud.KeyInfo            // what a volume keeps of CMKs, by URI; see learn
+	opened map[string]*cloud.Keyring            // by URI
+	logger *slog.Logger                         // is told what goes wrong at CMKs; nil for nobody
+	stop   context.CancelFunc                   // ends the polling of secrets
 }
 
 // newKeyrings returns keyrings with the endpoints and the settings of each cloud.
@@ -51,8 +51,8 @@ func newKeyrings(endpoints map[string]string, conf config) *keyrings {
 	var ctx context.Context
 	ctx, s.stop = context.WithCancel(context.Background())
 	store := newSecretStore(conf, endpoints, s.log)
-	connect := func(scheme string, settings cloudSettings) func() (opener, error) {
-		return sync.OnceValues(func() (opener, error) {
+	connect := func(scheme string, settings cloudSettings) func() (cloud.KMS, error) {
+		return sync.OnceValues(func() (cloud.KMS, error) {
 			p := providerOf(scheme)
 			c, err := p.client(settings, endpoints, s.log)
 			if err != nil {
@@ -61,10 +61,10 @@ func newKeyrings(endpoints map[string]string, conf config) *keyrings {
 			if settings.AccessKey != "" {
 				c.Credentials = store.credentials(ctx, p.name, settings, conf.Secrets, s.log)
 			}
-			return p.newOpener(c)
+			return p.newKMS(c)
 		})
 	}
-	s.clouds = map[string]func() (opener, error){
+	s.clouds = map[string]func() (cloud.KMS, error){
 		cloud.Alibaba: connect(cloud.Alibaba, conf.Alibaba),
 		cloud.Huawei:  connect(cloud.Huawei, conf.Huawei),
 	}
@@ -86,15 +86,17 @@ func (s *keyrings) open(cmk string) (failover.CMK, error) {
 	if scheme == "local" {
 		return local.Open(path)
 	}
-	open, err := s.clouds[scheme]()
+	kms, err := s.clouds[scheme]()
 	if err != nil {
 		return nil, err
 	}
-	k, err := open(cmk, s.known[cmk])
-	if err == nil {
-		s.opened[cmk] = k
+	parsed, err := cloud.ParseCMK(cmk)
+	if err != nil {
+		return nil, err
 	}
-	return k, err
+	k := cloud.NewKeyring(kms, parsed, s.known[cmk])
+	s.opened[cmk] = k
+	return k, nil
 }
 
 // all returns the keyring of all of cmks, for wrapping: all or nothing.

@@ -8,7 +8,7 @@ import (
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 )
 
-func newAlibaba(cloud.Config) (opener, error) { return nil, errNoAlibaba() }
+func newAlibaba(cloud.Config) (cloud.KMS, error) { return nil, errNoAlibaba() }
 
 func newAlibabaSecrets(cloud.Config) (secretManager, error) { return nil, errNoAlibaba() }
 

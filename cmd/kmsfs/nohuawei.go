@@ -8,7 +8,7 @@ import (
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 )
 
-func newHuawei(cloud.Config) (opener, error) { return nil, errNoHuawei() }
+func newHuawei(cloud.Config) (cloud.KMS, error) { return nil, errNoHuawei() }
 
 func newHuaweiSecrets(cloud.Config) (secretManager, error) { return nil, errNoHuawei() }
 

@@ -1,4 +1,4 @@
-// Package alikms is a keyring on a CMK of Alibaba Cloud KMS.
+// Package alikms makes the calls of keyrings on CMKs of Alibaba Cloud KMS.
 package alikms
 
 import (
@@ -28,8 +28,10 @@ const DefaultRate = 200
 // ErrDebug says that the environment makes the SDK print every request, secrets included.
 var ErrDebug = errors.New("alikms: the environment variable DEBUG has sdk in it, which prints secrets; unset it")
 
-// A Client makes the calls of all keyrings on Alibaba Cloud.
+// A Client is a [cloud.KMS], for all keyrings on Alibaba Cloud.
 type Client struct{ caller *cloud.Caller }
+
+var _ cloud.KMS = (*Client)(nil)
 
 // NewClient returns a client. The error wraps [cloud.ErrEndpoint] or [ErrDebug].
 func NewClient(c cloud.Config) (*Client, error) {
@@ -46,19 +48,6 @@ func NewClient(c cloud.Config) (*Client, error) {
 		return nil, err
 	}
 	return &Client{caller: caller}, nil
-}
-
-// New returns a keyring on the CMK with a URI. Wrapping needs to know what kind of CMK it is: known says so if it is not nil, else
-// the first call that wraps asks the KMS. The error wraps [cloud.ErrURI].
-func New(c *Client, uri string, known *cloud.KeyInfo) (*cloud.Keyring, error) {
-	cmk, err := cloud.ParseCMK(uri)
-	if err != nil {
-		return nil, err
-	}
-	if cmk.Provider != cloud.Alibaba {
-		return nil, fmt.Errorf("%w: %s is not one of Alibaba Cloud", cloud.ErrURI, uri)
-	}
-	return cloud.NewKeyring(c, cmk, known), nil
 }
 
 // Close closes the connections that no call uses.

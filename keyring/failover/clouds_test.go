@@ -16,6 +16,7 @@ import (
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/alikms"
 	"github.com/kmsfs/kmsfs/keyring/cloud"
+	"github.com/kmsfs/kmsfs/keyring/cloud/cloudtest"
 	"github.com/kmsfs/kmsfs/keyring/creds"
 	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/keyring/huaweikms"
@@ -83,16 +84,11 @@ func newClouds(t *testing.T, o failover.Options, rate float64) *clouds {
 	t.Cleanup(ali.Close)
 	t.Cleanup(huawei.Close)
 	for _, cmk := range cmks {
-		var k *cloud.Keyring
-		if strings.HasPrefix(cmk.URI, "acs:") {
-			k, err = alikms.New(ali, cmk.URI, nil)
-		} else {
-			k, err = huaweikms.New(huawei, cmk.URI, nil)
+		var kms cloud.KMS = ali
+		if strings.HasPrefix(cmk.URI, "huawei:") {
+			kms = huawei
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.cmks = append(c.cmks, k)
+		c.cmks = append(c.cmks, cloud.NewKeyring(kms, cloudtest.CMK(t, cmk.URI), nil))
 	}
 	o.OnEvent = func(e failover.Event) {
 		c.mu.Lock()

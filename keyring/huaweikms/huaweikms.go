@@ -1,4 +1,4 @@
-// Package huaweikms is a keyring on a CMK of Huawei Cloud KMS (DEW).
+// Package huaweikms makes the calls of keyrings on CMKs of Huawei Cloud KMS (DEW).
 package huaweikms
 
 import (
@@ -30,8 +30,10 @@ import (
 // DefaultRate is the cap on calls in a second. The KMS takes 20 of a user.
 const DefaultRate = 10
 
-// A Client makes the calls of all keyrings on Huawei Cloud.
+// A Client is a [cloud.KMS], for all keyrings on Huawei Cloud.
 type Client struct{ caller *cloud.Caller }
+
+var _ cloud.KMS = (*Client)(nil)
 
 // NewClient returns a client. The error wraps [cloud.ErrEndpoint].
 func NewClient(c cloud.Config) (*Client, error) {
@@ -45,19 +47,6 @@ func NewClient(c cloud.Config) (*Client, error) {
 		return nil, err
 	}
 	return &Client{caller: caller}, nil
-}
-
-// New returns a keyring on the CMK with a URI. Wrapping needs to know what kind of CMK it is: known says so if it is not nil, else
-// the first call that wraps asks the KMS. The error wraps [cloud.ErrURI].
-func New(c *Client, uri string, known *cloud.KeyInfo) (*cloud.Keyring, error) {
-	cmk, err := cloud.ParseCMK(uri)
-	if err != nil {
-		return nil, err
-	}
-	if cmk.Provider != cloud.Huawei {
-		return nil, fmt.Errorf("%w: %s is not one of Huawei Cloud", cloud.ErrURI, uri)
-	}
-	return cloud.NewKeyring(c, cmk, known), nil
 }
 
 // Close closes the connections that no call uses.

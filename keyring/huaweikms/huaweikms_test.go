@@ -34,11 +34,7 @@ func newKeyringOver(t *testing.T, url string, transport http.RoundTripper) *clou
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	k, err := New(client, testCMK, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
+	return cloud.NewKeyring(client, cloudtest.CMK(t, testCMK), nil)
 }
 
 func asKeyring(t *testing.T, url string) keyring.Keyring { return newKeyring(t, url) }
@@ -135,10 +131,7 @@ func TestKnown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	offline, err := New(client, testCMK, info)
-	if err != nil {
-		t.Fatal(err)
-	}
+	offline := cloud.NewKeyring(client, cloudtest.CMK(t, testCMK), info)
 	edks, err := offline.EncryptDataKey(t.Context(), keyring.NewDataKey(32), nil)
 	if err != nil || kms.Count("") != 0 {
 		t.Fatalf("error %v after %d calls, want 0", err, kms.Count(""))
@@ -218,17 +211,5 @@ func TestLeavesTheHomeAlone(t *testing.T) {
 	}
 	if n := kms.Count(""); n != 2 {
 		t.Errorf("%d calls, want describe-key and encrypt-datakey", n)
-	}
-}
-
-func TestURIs(t *testing.T) {
-	client, err := NewClient(cloud.Config{Credentials: cloudtest.Credentials()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, uri := range []string{"", "local:a", "acs:kms:cn-hangzhou:1:key/k", "huawei:kms:cn-north-4:p:key/", "huawei:kms:cn-north-4:a/b:key/k"} {
-		if _, err := New(client, uri, nil); !errors.Is(err, cloud.ErrURI) {
-			t.Errorf("%q: %v, want ErrURI", uri, err)
-		}
 	}
 }

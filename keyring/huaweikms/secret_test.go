@@ -23,10 +23,7 @@ func newManager(t *testing.T, url string) cloudtest.Manager {
 func TestData(t *testing.T) { cloudtest.RunData(t, testCMK, "plain_text", newKeyring) }
 
 func TestSecrets(t *testing.T) {
-	cmk, err := cloud.ParseCMK(testCMK)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cmk := cloudtest.CMK(t, testCMK)
 	// CSMS has no code of its own for a name that is taken.
 	cloudtest.RunSecrets(t, testCMK, cloud.Secret{Region: cmk.Region, Account: cmk.Account}, cloud.Refused, newManager)
 }

@@ -34,6 +34,16 @@ func (fixed) Renew(context.Context, creds.Credential) (creds.Credential, error) 
 	return creds.Credential{}, creds.ErrNone
 }
 
+// CMK parses the URI of a CMK.
+func CMK(t *testing.T, uri string) cloud.CMK {
+	t.Helper()
+	cmk, err := cloud.ParseCMK(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmk
+}
+
 // MustHide checks that a text holds no secret of [Credential] and no spelling of a data key.
 func MustHide(t *testing.T, text string, dk keyring.DataKey) {
 	t.Helper()

@@ -34,10 +34,7 @@ func NewKMS(t *testing.T, uri, spec string) *KMS {
 
 func newKMS(t *testing.T, uri, spec string, mode emulator.ContextMode) *KMS {
 	t.Helper()
-	cmk, err := cloud.ParseCMK(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cmk := CMK(t, uri)
 	provider := emulator.Alibaba
 	if cmk.Provider == cloud.Huawei {
 		provider = emulator.Huawei

@@ -20,10 +20,7 @@ type Manager interface {
 func RunSecrets(t *testing.T, uri string, s cloud.Secret, exists cloud.Kind, make func(t *testing.T, url string) Manager) {
 	kms := NewKMS(t, uri, "AES_256")
 	m := make(t, kms.URL)
-	cmk, err := cloud.ParseCMK(uri)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cmk := CMK(t, uri)
 	provider := emulator.Alibaba
 	if cmk.Provider == cloud.Huawei {
 		provider = emulator.Huawei
@@ -55,7 +52,7 @@ func RunSecrets(t *testing.T, uri string, s cloud.Secret, exists cloud.Kind, mak
 			t.Errorf("db@%s: %q, %v", version, got, err)
 		}
 	}
-	_, err = m.GetSecret(t.Context(), named("db", "v3"))
+	_, err := m.GetSecret(t.Context(), named("db", "v3"))
 	mustBe(t, "no such version", err, cloud.SecretNotFound)
 	_, err = m.GetSecret(t.Context(), named("none", ""))
 	mustBe(t, "no such secret", err, cloud.SecretNotFound)
