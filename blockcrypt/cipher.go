@@ -69,20 +69,8 @@ type segmentKey struct {
 	aead   cipher.AEAD
 }
 
-// NewCipher returns the cipher of the file with the given ID under a data key, whose length must be the algorithm's.
-func NewCipher(alg Algorithm, dek []byte, fileID [16]byte) (*Cipher, error) {
-	if n := alg.keySize(); n == 0 || len(dek) != n {
-		return nil, fmt.Errorf("blockcrypt: data key of %d bytes for algorithm %d", len(dek), alg)
-	}
-	secret, err := hkdf.Extract(sha256.New, dek, fileID[:])
-	if err != nil {
-		return nil, err
-	}
-	return NewCipherOf(alg, secret)
-}
-
-// NewCipherOf returns the cipher of the file whose keys are derived from secret, the prk of docs/format.md section 4.4.
-func NewCipherOf(alg Algorithm, secret []byte) (*Cipher, error) {
+// NewCipher returns the cipher of the file whose keys are derived from secret, the prk of docs/format.md section 4.4.
+func NewCipher(alg Algorithm, secret []byte) (*Cipher, error) {
 	if alg.keySize() == 0 {
 		return nil, fmt.Errorf("blockcrypt: no algorithm %d", alg)
 	}

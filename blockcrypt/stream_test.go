@@ -34,7 +34,7 @@ func streamSetup(t *testing.T) (Layout, *Cipher, Fresh) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := NewCipher(AES256GCM, make([]byte, 32), [16]byte{1})
+	c, err := NewCipher(AES256GCM, []byte{31: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

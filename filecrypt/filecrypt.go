@@ -47,11 +47,12 @@ func New(ctx context.Context, p Params, k keyring.Keyring) (*File, error) {
 			return nil, err
 		}
 	}
-	raw, err := h.Seal(dk)
+	h.KeyID = header.KeyID(dk)
+	raw, secret, err := h.SealKnown(dk)
 	if err != nil {
 		return nil, err
 	}
-	return newFile(h, raw, dk)
+	return newFile(h, raw, secret)
 }
 
 // Unlock returns the file that begins with h, once a CMK of k has unwrapped its data key. The error wraps [header.ErrAuth] or [header.ErrFormat], or is one of k.
@@ -64,15 +65,19 @@ func Unlock(ctx context.Context, h *header.Header, k keyring.Keyring) (*File, er
 		return nil, err
 	}
 	defer dk.Wipe()
-	return newFile(h, nil, dk)
+	secret, err := h.Open(dk)
+	if err != nil {
+		return nil, err
+	}
+	return newFile(h, nil, secret)
 }
 
-func newFile(h *header.Header, raw []byte, dk keyring.DataKey) (*File, error) {
+func newFile(h *header.Header, raw, secret []byte) (*File, error) {
 	l, err := blockcrypt.NewLayout(h.SegmentSize, h.Size)
 	if err != nil {
 		return nil, err
 	}
-	c, err := blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), dk, h.FileID)
+	c, err := blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), secret)
 	return &File{raw, l, c}, err
 }
 

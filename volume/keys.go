@@ -130,7 +130,7 @@ func (v *Volume) seal(id, key header.ID, dk keyring.DataKey, edks []keyring.Encr
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := blockcrypt.NewCipherOf(blockcrypt.Algorithm(h.Algorithm), secret)
+	c, err := blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), secret)
 	return raw, c, err
 }
 
@@ -141,7 +141,7 @@ func (v *Volume) OpenFile(ctx context.Context, raw []byte) (*blockcrypt.Cipher, 
 	if err != nil {
 		return nil, err
 	}
-	return blockcrypt.NewCipherOf(blockcrypt.Algorithm(h.Algorithm), secret)
+	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), secret)
 }
 
 // OpenKnown is OpenFile without asking: the error wraps [ErrForgotten] if the header's data key is not known.
@@ -158,7 +158,7 @@ func (v *Volume) OpenKnown(raw []byte) (*blockcrypt.Cipher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return blockcrypt.NewCipherOf(blockcrypt.Algorithm(h.Algorithm), secret)
+	return blockcrypt.NewCipher(blockcrypt.Algorithm(h.Algorithm), secret)
 }
 
 // Forgets reports whether the volume has more data keys than it keeps: one that is known may then be forgotten, unless it was known before.
