@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/volume"
@@ -16,7 +17,7 @@ import (
 
 // file checks a regular file: header, hole maps, every segment, and the length.
 func (c *checker) file(dir *os.File, disk string, at place) {
-	f, err := openFile(int(dir.Fd()), disk, unix.O_RDONLY)
+	f, err := cipherdir.OpenFile(int(dir.Fd()), disk, unix.O_RDONLY)
 	if err != nil {
 		c.unreadable(at, err)
 		return
@@ -169,7 +170,7 @@ func rewriter(h []byte, dir *os.File, disk string) func() error {
 }
 
 func rewrite(h []byte, dir *os.File, disk string) error {
-	f, err := openFile(int(dir.Fd()), disk, unix.O_WRONLY)
+	f, err := cipherdir.OpenFile(int(dir.Fd()), disk, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/names"
 	"github.com/kmsfs/kmsfs/volume"
@@ -142,7 +143,7 @@ func Check(ctx context.Context, v *volume.Volume, o Options) (Report, error) {
 	defer c.watch()()
 
 	c.volumeHeaders()
-	root, err := openDir(v.RootFd(), ".")
+	root, err := cipherdir.OpenDir(v.RootFd(), ".")
 	if err != nil {
 		return Report{}, fmt.Errorf("open %s: %w", v.Dir(), err)
 	}
@@ -240,27 +241,11 @@ func (c *checker) volumeHeaders() {
 
 // Size returns how many bytes of ciphertext a check of the volume has to read, about: what Bytes of its [Progress] ends at.
 func Size(ctx context.Context, v *volume.Volume) (total int64) {
-	root, err := openDir(v.RootFd(), ".")
-	if err != nil {
-		return 0
-	}
-	return sizeBelow(ctx, root)
-}
-
-func sizeBelow(ctx context.Context, dir *os.File) (total int64) {
-	defer dir.Close()
-	_ = eachName(dir, func(name string) error {
-		st, err := lstat(dir, name)
-		switch {
-		case err != nil:
-		case isRegular(st):
-			total += dataSize(st)
-		case isDirectory(st):
-			if sub, err := openDir(int(dir.Fd()), name); err == nil {
-				total += sizeBelow(ctx, sub)
-			}
+	_ = cipherdir.EachFile(ctx, v, func(dir *os.File, name, _ string) error {
+		if st, err := lstat(dir, name); err == nil {
+			total += min(st.Size, st.Blocks*512) // holes have not to be read
 		}
-		return ctx.Err()
-	})
+		return nil
+	}, func(string, error) {})
 	return total
 }

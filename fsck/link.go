@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/names"
 	"github.com/kmsfs/kmsfs/volume"
@@ -47,7 +48,7 @@ func (c *checker) link(dir *os.File, disk string, at place) {
 
 // blob reads a long target.
 func (c *checker) blob(id header.ID) ([]byte, error) {
-	f, err := openFile(c.v.MetaFd(), volume.LinksDir+"/"+id.String(), unix.O_RDONLY)
+	f, err := cipherdir.OpenFile(c.v.MetaFd(), volume.LinksDir+"/"+id.String(), unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +59,7 @@ func (c *checker) blob(id header.ID) ([]byte, error) {
 // longTargets looks for long targets that no link refers to.
 func (c *checker) longTargets() {
 	at := place{sealed: filepath.Join(c.v.Dir(), volume.MetaDir, volume.LinksDir)}
-	dir, err := openDir(c.v.MetaFd(), volume.LinksDir)
+	dir, err := cipherdir.OpenDir(c.v.MetaFd(), volume.LinksDir)
 	if errors.Is(err, unix.ENOENT) {
 		return
 	} else if err != nil {
@@ -72,7 +73,8 @@ func (c *checker) longTargets() {
 	if blind {
 		return
 	}
-	err = eachName(dir, func(name string) error {
+	err = cipherdir.Each(dir, func(e os.DirEntry) error {
+		name := e.Name()
 		var id header.ID
 		if n, err := hex.Decode(id[:], []byte(name)); len(name) != 2*len(id) || err != nil || n != len(id) || c.targets[id] {
 			return nil
@@ -89,8 +91,8 @@ func (c *checker) longTargets() {
 
 // attributes checks the extended attributes of an entry.
 func (c *checker) attributes(dir *os.File, disk string, at place) {
-	path := procPath(dir, disk)
-	raw, err := whole(func(dst []byte) (int, error) { return unix.Llistxattr(path, dst) })
+	path := cipherdir.Path(dir, disk)
+	raw, err := cipherdir.Whole(func(dst []byte) (int, error) { return unix.Llistxattr(path, dst) })
 	if err != nil {
 		if err != unix.EOPNOTSUPP && err != unix.ENOENT {
 			c.unreadable(at, err)
@@ -101,7 +103,7 @@ func (c *checker) attributes(dir *os.File, disk string, at place) {
 		if _, ours := names.IsXattr(name); !ours {
 			continue
 		}
-		value, err := whole(func(dst []byte) (int, error) { return unix.Lgetxattr(path, name, dst) })
+		value, err := cipherdir.Whole(func(dst []byte) (int, error) { return unix.Lgetxattr(path, name, dst) })
 		if err != nil {
 			if err != unix.ENODATA {
 				c.unreadable(at, err)

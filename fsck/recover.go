@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
@@ -42,7 +43,7 @@ func Recover(ctx context.Context, v *volume.Volume, src, dst *os.File) (Recovery
 		return r, nil
 	}
 	r.Size, _ = l.PlainSize(st.Size())
-	in := sealedFile{src, func(int) {}}
+	in := sealedFile{cipherdir.File{File: src}, func(int) {}}
 	_, cipher, err := openHeader(v, in, l, func(raw []byte) (*blockcrypt.Cipher, error) { return v.OpenFile(ctx, raw) })
 	if cipher == nil {
 		return r, err

@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/names"
-	"github.com/kmsfs/kmsfs/volume"
 )
 
 // lostName stands for a name that cannot be told in a plaintext path.
@@ -57,11 +57,12 @@ func (c *checker) directory(d *directory) {
 	var children sync.WaitGroup
 	defer d.f.Close()
 	defer children.Wait()
-	err := eachName(d.f, func(disk string) error {
+	err := cipherdir.Each(d.f, func(e os.DirEntry) error {
+		disk := e.Name()
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
-		if d.root && (disk == volume.MetaDir || disk == "lost+found" && !c.plain) {
+		if d.root && !c.v.InTree(disk) {
 			return nil
 		}
 		children.Add(1)
@@ -97,7 +98,7 @@ func (c *checker) entry(d *directory, disk string) {
 	c.attributes(d.f, disk, at)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		sub, err := openDir(int(d.f.Fd()), disk)
+		sub, err := cipherdir.OpenDir(int(d.f.Fd()), disk)
 		if err != nil {
 			c.count(&c.report.Directories)
 			c.unreadable(at, err)
@@ -292,8 +293,8 @@ var errStop = errors.New("stop")
 
 // isEmpty reports whether a directory has no entry but its own links.
 func (c *checker) isEmpty(d *directory) bool {
-	err := eachName(d.f, func(disk string) error {
-		if names.IsSide(disk) {
+	err := cipherdir.Each(d.f, func(e os.DirEntry) error {
+		if names.IsSide(e.Name()) {
 			return nil
 		}
 		return errStop
@@ -303,7 +304,8 @@ func (c *checker) isEmpty(d *directory) bool {
 
 // opensNames reports whether an ID opens a name in the directory.
 func (c *checker) opensNames(d *directory, id header.ID) bool {
-	err := eachName(d.f, func(disk string) error {
+	err := cipherdir.Each(d.f, func(e os.DirEntry) error {
+		disk := e.Name()
 		var err error
 		switch {
 		case names.IsSide(disk):

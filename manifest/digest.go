@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/names"
 	"github.com/kmsfs/kmsfs/volume"
@@ -123,7 +124,7 @@ func (w *walker) link(i inode, links uint64, c content) {
 }
 
 // content digests a file of size bytes of ciphertext.
-func (d *digester) content(file *os.File, size int64) (c content, err error) {
+func (d *digester) content(file cipherdir.File, size int64) (c content, err error) {
 	raw := d.chunk[:min(int64(d.w.volume.Size), size)]
 	if err := readFull(file, raw, 0); err != nil {
 		return c, err
@@ -144,8 +145,10 @@ func (d *digester) content(file *os.File, size int64) (c content, err error) {
 	var number [8]byte
 	sum.Write(binary.BigEndian.AppendUint64(number[:0], uint64(size)))
 	for at, start := int64(h.Size), int64(h.Size); at < size; {
-		next, err := seekData(file, at, size)
-		if err != nil {
+		next, err := file.SeekData(at)
+		if err == io.EOF {
+			break
+		} else if err != nil {
 			return c, err
 		}
 		index := (next - start) / chunkSize
@@ -262,7 +265,7 @@ func (d *digester) blob(id string) ([]byte, error) {
 
 // xattrs digests the extended attributes of an entry that are the plaintext's, and its ACLs.
 func xattrs(dir *os.File, name string) (Digest, error) {
-	path := procPath(dir, name)
+	path := cipherdir.Path(dir, name)
 	raw, err := attribute(func(dst []byte) (int, error) { return unix.Llistxattr(path, dst) })
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return Digest{}, nil

@@ -188,7 +188,7 @@ func (w *walker) emit(f *found) error {
 
 // root walks everything.
 func (w *walker) root(fd int) error {
-	f, err := openDir(fd, ".")
+	f, list, err := listDir(fd, ".")
 	if err != nil {
 		return err
 	}
@@ -200,10 +200,6 @@ func (w *walker) root(fd int) error {
 		top.Plain = d.plain
 	}
 	if err := w.emit(top); err != nil {
-		return err
-	}
-	list, err := f.Readdirnames(-1)
-	if err != nil {
 		return err
 	}
 	return w.directory(d, list)

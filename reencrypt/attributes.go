@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/journal"
 )
 
@@ -118,7 +119,7 @@ func copyFlags(from, to *os.File) {
 // attributes returns the extended attributes of a file.
 func attributes(f *os.File) (map[string][]byte, error) {
 	fd := int(f.Fd())
-	list, err := whole(func(dst []byte) (int, error) { return unix.Flistxattr(fd, dst) })
+	list, err := cipherdir.Whole(func(dst []byte) (int, error) { return unix.Flistxattr(fd, dst) })
 	if err == unix.EOPNOTSUPP {
 		return nil, nil
 	} else if err != nil {
@@ -129,25 +130,11 @@ func attributes(f *os.File) (map[string][]byte, error) {
 		if len(name) == 0 {
 			continue
 		}
-		v, err := whole(func(dst []byte) (int, error) { return unix.Fgetxattr(fd, string(name), dst) })
+		v, err := cipherdir.Whole(func(dst []byte) (int, error) { return unix.Fgetxattr(fd, string(name), dst) })
 		if err != nil {
 			return nil, fmt.Errorf("read attribute %s: %w", name, err)
 		}
 		attrs[string(name)] = v
 	}
 	return attrs, nil
-}
-
-// whole reads something whose size is not known.
-func whole(get func(dst []byte) (int, error)) ([]byte, error) {
-	for size := 512; ; size *= 4 {
-		buf := make([]byte, size)
-		n, err := get(buf)
-		if err == nil {
-			return buf[:n], nil
-		}
-		if err != unix.ERANGE || size > 1<<17 {
-			return nil, err
-		}
-	}
 }

@@ -11,32 +11,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/volume"
 )
 
 // errNoFile says that there is no regular file at a path.
 var errNoFile = errors.New("not a regular file")
-
-// again repeats a system call that a signal interrupted.
-func again[T any](call func() (T, error)) (T, error) {
-	for {
-		if v, err := call(); err != unix.EINTR {
-			return v, err
-		}
-	}
-}
-
-// openDir opens a directory, and no symbolic link to one.
-func openDir(parent int, name string) (*os.File, error) {
-	fd, err := again(func() (int, error) {
-		return unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
 
 // inVolume reports whether a path is one of the volume's tree.
 func inVolume(below string) bool {
@@ -48,7 +29,7 @@ func openParent(root int, below string) (dir *os.File, name string, err error) {
 	if !inVolume(below) {
 		return nil, "", fmt.Errorf("%q: not a path in a volume", below)
 	}
-	if dir, err = openDir(root, "."); err != nil {
+	if dir, err = cipherdir.OpenDir(root, "."); err != nil {
 		return nil, "", err
 	}
 	for {
@@ -56,7 +37,7 @@ func openParent(root int, below string) (dir *os.File, name string, err error) {
 		if !more {
 			return dir, step, nil
 		}
-		next, err := openDir(int(dir.Fd()), step)
+		next, err := cipherdir.OpenDir(int(dir.Fd()), step)
 		dir.Close()
 		if err != nil {
 			return nil, "", err
@@ -66,35 +47,30 @@ func openParent(root int, below string) (dir *os.File, name string, err error) {
 }
 
 // openFile opens a regular file for reading, and leaves its access time alone if it may.
-func openFile(root int, below string) (*os.File, *unix.Stat_t, error) {
+func openFile(root int, below string) (cipherdir.File, *unix.Stat_t, error) {
 	dir, name, err := openParent(root, below)
 	if err != nil {
-		return nil, nil, err
+		return cipherdir.File{}, nil, err
 	}
 	defer dir.Close()
 	return openFileAt(int(dir.Fd()), name)
 }
 
-func openFileAt(dir int, name string) (*os.File, *unix.Stat_t, error) {
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
-	fd, err := again(func() (int, error) { return unix.Openat(dir, name, flags|unix.O_NOATIME, 0) })
-	if err == unix.EPERM {
-		fd, err = again(func() (int, error) { return unix.Openat(dir, name, flags, 0) })
-	}
+func openFileAt(dir int, name string) (cipherdir.File, *unix.Stat_t, error) {
+	f, err := cipherdir.OpenFile(dir, name, unix.O_RDONLY)
 	if err == unix.ELOOP || err == unix.ENXIO {
 		err = errNoFile
 	}
 	if err != nil {
-		return nil, nil, err
+		return f, nil, err
 	}
-	f := os.NewFile(uintptr(fd), name)
 	st := new(unix.Stat_t)
-	if err = unix.Fstat(fd, st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if err = unix.Fstat(int(f.Fd()), st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
 		err = errNoFile
 	}
 	if err != nil {
 		f.Close()
-		return nil, nil, err
+		return f, nil, err
 	}
 	return f, st, nil
 }
@@ -124,13 +100,16 @@ func fileID(dir *os.File, name string) (id header.ID, err error) {
 
 // syncAll makes durable all that is on the file system of an open directory.
 func syncAll(dir *os.File) error {
-	_, err := again(func() (struct{}, error) { return struct{}{}, unix.Syncfs(int(dir.Fd())) })
-	return os.NewSyscallError("syncfs", err)
+	for {
+		if err := unix.Syncfs(int(dir.Fd())); err != unix.EINTR {
+			return os.NewSyscallError("syncfs", err)
+		}
+	}
 }
 
 // walk sends the path of every regular file in the volume's tree.
 func (r *run) walk(ctx context.Context, found chan<- string) error {
-	return eachFile(ctx, r.v, func(_ *os.File, _, path string) error {
+	return cipherdir.EachFile(ctx, r.v, func(_ *os.File, _, path string) error {
 		select {
 		case found <- path:
 			return nil
@@ -142,7 +121,7 @@ func (r *run) walk(ctx context.Context, found chan<- string) error {
 
 // size returns how many bytes of ciphertext there are in the volume's tree, as far as that can be told.
 func size(ctx context.Context, v *volume.Volume) (total int64) {
-	_ = eachFile(ctx, v, func(dir *os.File, name, _ string) error {
+	_ = cipherdir.EachFile(ctx, v, func(dir *os.File, name, _ string) error {
 		st := new(unix.Stat_t)
 		if unix.Fstatat(int(dir.Fd()), name, st, unix.AT_SYMLINK_NOFOLLOW) == nil {
 			total += share(st)
@@ -154,49 +133,3 @@ func size(ctx context.Context, v *volume.Volume) (total int64) {
 
 // share is how many bytes of a file, without holes, come to one of its names.
 func share(st *unix.Stat_t) int64 { return min(st.Size, st.Blocks*512) / max(int64(st.Nlink), 1) }
-
-// eachFile calls fn for every entry of the volume's tree that is a regular file. Directories that cannot be listed go to bad.
-func eachFile(ctx context.Context, v *volume.Volume, fn func(dir *os.File, name, path string) error, bad func(path string, err error)) error {
-	root, err := openDir(v.RootFd(), ".")
-	if err != nil {
-		return err
-	}
-	plain := v.Header().PlaintextNames
-	var below func(d *os.File, at string) error
-	below = func(d *os.File, at string) error {
-		defer d.Close()
-		for {
-			entries, err := d.ReadDir(1024)
-			for _, e := range entries {
-				here := path.Join(at, e.Name())
-				switch {
-				case ctx.Err() != nil:
-					return ctx.Err()
-				case at == "" && (e.Name() == volume.MetaDir || e.Name() == "lost+found" && !plain):
-				case e.IsDir():
-					sub, err := openDir(int(d.Fd()), e.Name())
-					if err == nil {
-						err = below(sub, here)
-					} else {
-						bad(here, err)
-						err = nil
-					}
-					if err != nil {
-						return err
-					}
-				case e.Type().IsRegular():
-					if err := fn(d, e.Name(), here); err != nil {
-						return err
-					}
-				}
-			}
-			if err == io.EOF {
-				return nil
-			} else if err != nil {
-				bad(path.Join(at, "."), err)
-				return nil
-			}
-		}
-	}
-	return below(root, "")
-}

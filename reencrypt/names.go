@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -76,13 +77,10 @@ func (n *replacement) note(work *os.File) error {
 	if len(b) > maxNote {
 		return fmt.Errorf("it has too many names: %d", len(n.paths))
 	}
-	fd, err := again(func() (int, error) {
-		return unix.Openat(int(work.Fd()), n.new.String()+noteSuffix, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	})
+	f, err := cipherdir.CreateFile(int(work.Fd()), n.new.String()+noteSuffix)
 	if err != nil {
 		return os.NewSyscallError("create", err)
 	}
-	f := os.NewFile(uintptr(fd), n.new.String()+noteSuffix)
 	_, err = f.Write(b)
 	return errors.Join(err, f.Close())
 }
@@ -238,7 +236,7 @@ func Recover(v *volume.Volume) error {
 
 // openWork opens the directory of new files, nil if there is none.
 func openWork(v *volume.Volume) (*os.File, error) {
-	work, err := openDir(v.MetaFd(), volume.WorkDir)
+	work, err := cipherdir.OpenDir(v.MetaFd(), volume.WorkDir)
 	if isGone(err) {
 		return nil, nil
 	} else if err != nil {
@@ -252,7 +250,7 @@ func makeWork(v *volume.Volume) (*os.File, error) {
 	if err := unix.Mkdirat(v.MetaFd(), volume.WorkDir, 0o700); err != nil && err != unix.EEXIST {
 		return nil, fmt.Errorf("make %s: %w", workPath(v), err)
 	}
-	work, err := openDir(v.MetaFd(), volume.WorkDir)
+	work, err := cipherdir.OpenDir(v.MetaFd(), volume.WorkDir)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", workPath(v), err)
 	}

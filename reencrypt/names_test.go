@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 )
 
@@ -61,7 +62,7 @@ func (w *place) together() header.ID {
 	if int(first.Nlink) != len(names()) {
 		w.t.Errorf("a has %d names", first.Nlink)
 	}
-	dir, err := openDir(w.v.RootFd(), ".")
+	dir, err := cipherdir.OpenDir(w.v.RootFd(), ".")
 	must(w.t, err)
 	defer dir.Close()
 	id, err := fileID(dir, "a")

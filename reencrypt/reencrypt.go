@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/volume"
@@ -155,7 +156,7 @@ func (r *run) files() error {
 
 // An original is a file as it is found.
 type original struct {
-	*os.File
+	cipherdir.File
 	st     *unix.Stat_t
 	raw    []byte // the header
 	header *header.Header

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/keyring"
@@ -85,7 +86,7 @@ func (w *place) create(name string, pieces ...piece) {
 	defer f.Close()
 	l, err := w.other.Layout()
 	must(w.t, err)
-	data, err := blockcrypt.Open(sealed{f}, l, nil, w.other.NewFile)
+	data, err := blockcrypt.Open(cipherdir.File{File: f}, l, nil, w.other.NewFile)
 	must(w.t, err)
 	for _, p := range pieces {
 		_, err := data.WriteAt(p.data, p.off)
@@ -104,7 +105,7 @@ func (w *place) content(name string) (*blockcrypt.File, header.ID) {
 	must(w.t, err)
 	raw := make([]byte, w.v.Header().Size)
 	if n, err := f.ReadAt(raw, 0); n == 0 && err == io.EOF {
-		data, err := blockcrypt.Open(sealed{f}, l, nil, nil)
+		data, err := blockcrypt.Open(cipherdir.File{File: f}, l, nil, nil)
 		must(w.t, err)
 		return data, header.ID{}
 	}
@@ -112,7 +113,7 @@ func (w *place) content(name string) (*blockcrypt.File, header.ID) {
 	must(w.t, err)
 	c, err := w.v.OpenFile(w.t.Context(), raw)
 	must(w.t, err)
-	data, err := blockcrypt.Open(sealed{f}, l, c, nil)
+	data, err := blockcrypt.Open(cipherdir.File{File: f}, l, c, nil)
 	must(w.t, err)
 	return data, h.KeyID
 }

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 )
 
@@ -18,7 +18,7 @@ const bufferSize = 1 << 20
 
 // seal makes a new file with the content and the attributes of an old one. On an error nothing is left of it.
 func (r *run) seal(ctx context.Context, o *original) (_ *replacement, err error) {
-	if err := changeable(o.File); err != nil {
+	if err := changeable(o.File.File); err != nil {
 		return nil, err
 	}
 	from, err := r.v.OpenFile(ctx, o.raw)
@@ -34,24 +34,21 @@ func (r *run) seal(ctx context.Context, o *original) (_ *replacement, err error)
 		return nil, err
 	}
 	n := &replacement{old: o.header.FileID, new: made.FileID}
-	fd, err := again(func() (int, error) {
-		return unix.Openat(int(r.work.Fd()), n.new.String(), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	})
+	out, err := cipherdir.CreateFile(int(r.work.Fd()), n.new.String())
 	if err != nil {
 		return nil, os.NewSyscallError("create", err)
 	}
-	out := os.NewFile(uintptr(fd), n.new.String())
 	defer func() {
 		if err = errors.Join(err, out.Close()); err != nil {
 			remove(r.work, n.new.String())
 		}
 	}()
-	data, err := blockcrypt.Open(sealed{out}, r.layout, nil, func() ([]byte, *blockcrypt.Cipher, error) { return raw, to, nil })
+	data, err := blockcrypt.Open(out, r.layout, nil, func() ([]byte, *blockcrypt.Cipher, error) { return raw, to, nil })
 	if err != nil {
 		return nil, err
 	}
 	w := &writer{to: data, buf: make([]byte, 0, bufferSize)}
-	err = blockcrypt.Scan(sealed{o.File}, o.st.Size, r.layout, from, blockcrypt.Visitor{
+	err = blockcrypt.Scan(o, o.st.Size, r.layout, from, blockcrypt.Visitor{
 		Data:  func(off int64, p []byte) error { return errors.Join(ctx.Err(), w.write(off, p)) },
 		Hole:  func(int64, int64) error { return ctx.Err() },
 		Fault: damaged,
@@ -65,10 +62,10 @@ func (r *run) seal(ctx context.Context, o *original) (_ *replacement, err error)
 	if err != nil {
 		return nil, err
 	}
-	if err := copyAttributes(o.File, out, o.st); err != nil {
+	if err := copyAttributes(o.File.File, out.File, o.st); err != nil {
 		return nil, err
 	}
-	n.bytes, err = checkSize(out, o.st)
+	n.bytes, err = checkSize(out.File, o.st)
 	return n, err
 }
 
@@ -117,25 +114,4 @@ func (w *writer) flush() error {
 	_, err := w.to.WriteAt(w.buf, w.off)
 	w.buf = w.buf[:0]
 	return err
-}
-
-// A sealed is an open ciphertext file, a backing of blockcrypt.
-type sealed struct{ *os.File }
-
-// Size returns the size in bytes.
-func (s sealed) Size() (int64, error) {
-	st, err := s.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return st.Size(), nil
-}
-
-// SeekData returns the next offset that may hold data, [io.EOF] if there is none.
-func (s sealed) SeekData(off int64) (int64, error) {
-	at, err := s.Seek(off, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) {
-		return 0, io.EOF
-	}
-	return at, err
 }

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/keyring"
@@ -154,11 +155,11 @@ func Run(ctx context.Context, v *volume.Volume, j *journal.Journal, c Change, o 
 // walkAll changes the headers of all files. An entry that is moved while the tree is walked may escape, or be met twice, so it is looked at when it moves.
 func (r *run) walkAll() error {
 	if r.o.Progress != nil {
-		r.progress.Total = count(r.ctx, r.v.RootFd())
+		r.progress.Total = count(r.ctx, r.v)
 	}
 	defer r.j.Watch(r.entryMoved)()
 	defer r.dropMoved()
-	root, err := openDir(r.v.RootFd(), ".")
+	root, err := cipherdir.OpenDir(r.v.RootFd(), ".")
 	for err == nil && root != nil {
 		err = r.directory(root, "")
 		root = r.nextMoved()

@@ -2,8 +2,6 @@ package rewrap
 
 import (
 	"context"
-	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -11,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -28,9 +27,9 @@ func (r *run) entryMoved(dir int, name string) {
 	case unix.S_IFREG:
 		r.entry(dir, name, name, false)
 	case unix.S_IFDIR:
-		d, err := openDir(dir, name)
+		d, err := cipherdir.OpenDir(dir, name)
 		if err != nil {
-			r.straggler(name, err)
+			r.straggler(name, os.NewSyscallError("open", err))
 			return
 		}
 		r.mu.Lock()
@@ -78,21 +77,21 @@ func (r *run) directory(d *os.File, path string) error {
 	defer d.Close()
 	var files sync.WaitGroup
 	defer files.Wait()
-	err := eachEntry(d, func(e os.DirEntry) error {
+	err := cipherdir.Each(d, func(e os.DirEntry) error {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
 		below := filepath.Join(path, e.Name())
-		if ours(r.v.Header().PlaintextNames, path, e.Name()) {
+		if path == "" && !r.v.InTree(e.Name()) {
 			return nil
 		}
 		switch {
 		case e.IsDir():
-			sub, err := openDir(int(d.Fd()), e.Name())
-			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			sub, err := cipherdir.OpenDir(int(d.Fd()), e.Name())
+			if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
 				return nil // gone, or something else by now
 			} else if err != nil {
-				r.straggler(below, err)
+				r.straggler(below, os.NewSyscallError("open", err))
 				return nil
 			}
 			return r.directory(sub, below)
@@ -121,18 +120,13 @@ func at(path string) string {
 	return path
 }
 
-// ours reports whether an entry is none of the volume's tree.
-func ours(plainNames bool, dir, name string) bool {
-	return dir == "" && (name == volume.MetaDir || name == "lost+found" && !plainNames)
-}
-
 // entry changes the header of one file. It counts if the walk has found it.
 func (r *run) entry(dir int, name, path string, counts bool) {
 	access := unix.O_RDWR
 	if r.j.ReadOnly() {
 		access = unix.O_RDONLY
 	}
-	fd, err := openFile(dir, name, access)
+	fd, err := cipherdir.OpenFd(dir, name, access)
 	if err == unix.ENOENT || err == unix.ELOOP {
 		return
 	} else if err != nil {
@@ -152,69 +146,8 @@ func (r *run) entry(dir int, name, path string, counts bool) {
 	}
 }
 
-func openFile(dir int, name string, access int) (int, error) {
-	flags := access | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
-	for {
-		fd, err := unix.Openat(dir, name, flags|unix.O_NOATIME, 0)
-		if err == unix.EPERM {
-			fd, err = unix.Openat(dir, name, flags, 0)
-		}
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
-}
-
-func openDir(parent int, name string) (*os.File, error) {
-	for {
-		fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err == nil {
-			return os.NewFile(uintptr(fd), name), nil
-		} else if err != unix.EINTR {
-			return nil, os.NewSyscallError("open", err)
-		}
-	}
-}
-
-// eachEntry calls fn for every entry of a directory until it returns an error.
-func eachEntry(d *os.File, fn func(os.DirEntry) error) error {
-	for {
-		entries, err := d.ReadDir(1024)
-		for _, e := range entries {
-			if err := fn(e); err != nil {
-				return err
-			}
-		}
-		if err == io.EOF {
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
-}
-
-// count returns how many regular files there are, as far as that can be told.
-func count(ctx context.Context, root int) int64 {
-	d, err := openDir(root, ".")
-	if err != nil {
-		return 0
-	}
-	return countBelow(ctx, d, true)
-}
-
-func countBelow(ctx context.Context, d *os.File, top bool) (n int64) {
-	defer d.Close()
-	_ = eachEntry(d, func(e os.DirEntry) error {
-		switch {
-		case top && e.Name() == volume.MetaDir:
-		case e.IsDir():
-			if sub, err := openDir(int(d.Fd()), e.Name()); err == nil {
-				n += countBelow(ctx, sub, false)
-			}
-		case e.Type().IsRegular():
-			n++
-		}
-		return ctx.Err()
-	})
+// count returns how many names of regular files there are, as far as that can be told.
+func count(ctx context.Context, v *volume.Volume) (n int64) {
+	_ = cipherdir.EachFile(ctx, v, func(*os.File, string, string) error { n++; return nil }, func(string, error) {})
 	return n
 }

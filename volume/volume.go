@@ -167,6 +167,12 @@ func (v *Volume) Header() *header.Header {
 // Dir returns the absolute path of the ciphertext directory, symbolic links resolved.
 func (v *Volume) Dir() string { return v.dir }
 
+// InTree reports whether an entry of the ciphertext directory itself belongs to the volume's tree. The volume's own files do not, nor does the lost+found of
+// the file system below, unless names are stored as they are.
+func (v *Volume) InTree(name string) bool {
+	return name != MetaDir && (name != "lost+found" || v.Header().PlaintextNames)
+}
+
 // RootFd returns a descriptor of the ciphertext directory, valid until Close.
 func (v *Volume) RootFd() int { return v.root }
 
