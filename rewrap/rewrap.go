@@ -159,10 +159,10 @@ func (r *run) walkAll() error {
 	}
 	defer r.j.Watch(r.entryMoved)()
 	defer r.dropMoved()
-	root, err := cipherdir.OpenDir(r.v.RootFd(), ".")
-	for err == nil && root != nil {
-		err = r.directory(root, "")
-		root = r.nextMoved()
+	d, err := cipherdir.OpenDir(r.v.RootFd(), ".")
+	for err == nil && d != nil {
+		err = r.directory(d, d.Name())
+		d = r.nextMoved()
 	}
 	if err == nil && !r.o.DryRun { // files that are open may have no name
 		r.j.Each(func(f *journal.File) { r.file(f, "") })

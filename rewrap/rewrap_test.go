@@ -387,3 +387,35 @@ func TestFirstBytesMeanwhile(t *testing.T) {
 		t.Errorf("the file lists %v", got)
 	}
 }
+
+// A moving CMK runs move when it wraps.
+type moving struct {
+	*cmk
+	move func()
+}
+
+func (m moving) EncryptDataKey(ctx context.Context, dk keyring.DataKey, ec keyring.EncryptionContext) ([]keyring.EncryptedDataKey, error) {
+	m.move()
+	return m.cmk.EncryptDataKey(ctx, dk, ec)
+}
+
+// TestMovedDirectory moves a directory in while the tree is walked. What is in it may be called as the volume's own files are in the root.
+func TestMovedDirectory(t *testing.T) {
+	a, b := newCMK(t), newCMK(t)
+	p := newPlaceOf(t, a, volume.Params{Algorithm: header.AES256GCM, SegmentSize: 4096, PerFile: true, PlaintextNames: true})
+	p.create("file")
+	if err := os.MkdirAll(p.path(".kmsfs/moved/.kmsfs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.create(".kmsfs/moved/.kmsfs/file")
+	from := moving{b, func() {
+		defer p.j.Moving()()
+		p.j.Moved(p.v.MetaFd(), "moved") // where the walk does not come
+	}}
+	p.run(rewrap.Change{Add: []rewrap.CMK{from}, Trusted: []string{a.CMK(), b.CMK()}}, rewrap.Options{})
+	for _, name := range []string{"file", ".kmsfs/moved/.kmsfs/file"} {
+		if got := p.listed(name); !slices.Equal(got, []string{a.CMK(), b.CMK()}) {
+			t.Errorf("%s lists %v", name, got)
+		}
+	}
+}

@@ -72,7 +72,7 @@ func (r *run) step() {
 	}
 }
 
-// directory changes the headers of all files in and below d, and closes it.
+// directory changes the headers of all files in and below d, and closes it. path is ".", and nothing else, for the root of the ciphertext directory.
 func (r *run) directory(d *os.File, path string) error {
 	defer d.Close()
 	var files sync.WaitGroup
@@ -82,7 +82,7 @@ func (r *run) directory(d *os.File, path string) error {
 			return err
 		}
 		below := filepath.Join(path, e.Name())
-		if path == "" && !r.v.InTree(e.Name()) {
+		if path == "." && !r.v.InTree(e.Name()) {
 			return nil
 		}
 		switch {
@@ -106,18 +106,10 @@ func (r *run) directory(d *os.File, path string) error {
 		return nil
 	})
 	if err != nil && r.ctx.Err() == nil {
-		r.straggler(at(path), err)
+		r.straggler(path, err)
 		return nil
 	}
 	return err
-}
-
-// at names the root of the ciphertext directory.
-func at(path string) string {
-	if path == "" {
-		return "."
-	}
-	return path
 }
 
 // entry changes the header of one file. It counts if the walk has found it.
