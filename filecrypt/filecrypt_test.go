@@ -10,6 +10,7 @@ import (
 	"github.com/kmsfs/kmsfs/blockcrypt"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/keyring/keyringtest"
 )
 
@@ -89,7 +90,7 @@ func unlock(t *testing.T, b []byte, k keyring.Keyring) (*header.Header, *File) {
 }
 
 func TestStream(t *testing.T) {
-	k := keyring.Multi(keyringtest.NewFake("fake:a"), keyringtest.NewFake("fake:b"))
+	k := failover.New([]failover.CMK{keyringtest.NewFake("fake:a"), keyringtest.NewFake("fake:b")}, failover.Options{})
 	for _, a := range header.Algorithms() {
 		for _, n := range []int{0, 1, 4096, 4097, 3 << 20} {
 			plain := make([]byte, n)

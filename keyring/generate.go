@@ -24,20 +24,3 @@ func GenerateDataKey(ctx context.Context, k Keyring, size int, ec EncryptionCont
 	}
 	return dk, edks, nil
 }
-
-// GenerateDataKey implements [Generator]: the first keyring makes the key and every further one wraps it.
-func (m multi) GenerateDataKey(ctx context.Context, size int, ec EncryptionContext) (DataKey, []EncryptedDataKey, error) {
-	if len(m) == 0 {
-		return NewDataKey(size), nil, nil
-	}
-	dk, edks, err := GenerateDataKey(ctx, m[0], size, ec)
-	if err != nil {
-		return nil, nil, err
-	}
-	rest, err := m[1:].EncryptDataKey(ctx, dk, ec)
-	if err != nil {
-		dk.Wipe()
-		return nil, nil, err
-	}
-	return dk, append(edks, rest...), nil
-}

@@ -1,6 +1,6 @@
 // Package keyring encrypts and decrypts data keys under CMKs, the master keys that a KMS (or a local file) holds.
 //
-// A [Keyring] stands for one CMK or, through [Multi], for several of which any one can decrypt. The
+// A [Keyring] stands for one CMK, or for several of which any one can decrypt (package failover). The
 // encryption context is bound into every wrapped key: a key wrapped under one context does not unwrap under another.
 package keyring
 

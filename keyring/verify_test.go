@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/keyring/keyringtest"
 )
 
@@ -29,10 +30,11 @@ func TestDecryptVerified(t *testing.T) {
 		return no
 	}
 	both := append(lie, truth...)
-	if dk, err := keyring.DecryptVerified(t.Context(), keyring.Multi(a, b), both, nil, verify); err != nil || !bytes.Equal(dk, right) {
+	two := failover.New([]failover.CMK{a, b}, failover.Options{})
+	if dk, err := keyring.DecryptVerified(t.Context(), two, both, nil, verify); err != nil || !bytes.Equal(dk, right) {
 		t.Errorf("the second: %v", err)
 	}
-	if _, err := keyring.DecryptVerified(t.Context(), keyring.Multi(a, b), lie, nil, verify); !errors.Is(err, no) {
+	if _, err := keyring.DecryptVerified(t.Context(), two, lie, nil, verify); !errors.Is(err, no) {
 		t.Errorf("only a lie: %v", err)
 	}
 	if _, err := keyring.DecryptVerified(t.Context(), a, truth, nil, verify); !errors.Is(err, keyring.ErrNoMatch) {

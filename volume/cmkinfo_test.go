@@ -11,6 +11,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
+	"github.com/kmsfs/kmsfs/keyring/failover"
 	"github.com/kmsfs/kmsfs/keyring/keyringtest"
 )
 
@@ -101,7 +102,7 @@ func (l liar) DecryptDataKey(ctx context.Context, edks []keyring.EncryptedDataKe
 
 // TestLyingCMK opens a volume although one CMK gives back another key than it wrapped.
 func TestLyingCMK(t *testing.T) {
-	k := keyring.Multi(keyringtest.NewFake("a"), keyringtest.NewFake("b"))
+	k := failover.New([]failover.CMK{keyringtest.NewFake("a"), keyringtest.NewFake("b")}, failover.Options{})
 	dir := filepath.Join(t.TempDir(), "cipher")
 	h, err := Create(t.Context(), dir, Params{Algorithm: header.AES256GCM, SegmentSize: 4096}, k)
 	if err != nil {

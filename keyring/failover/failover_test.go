@@ -115,6 +115,89 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// TestDecrypts asks in the order of the CMKs, whatever that of the EDKs is, and only those that an EDK is from.
+func TestDecrypts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			downA = errors.New("a is down")
+			downB = errors.New("b is down")
+		)
+		for name, c := range map[string]struct {
+			failA, failB error
+			edks         []int // of a (0), b (1) and a stranger (2)
+			want         []error
+			not          error
+			callsA       int
+			callsB       int
+		}{
+			"first":           {edks: []int{0, 1}, callsA: 1},
+			"own order":       {edks: []int{1, 0}, callsA: 1},
+			"only second":     {edks: []int{1}, callsB: 1},
+			"fails over":      {failA: downA, edks: []int{0, 1}, callsA: 1, callsB: 1},
+			"past strangers":  {failA: downA, edks: []int{2, 0, 1}, callsA: 1, callsB: 1},
+			"all fail":        {failA: downA, failB: downB, edks: []int{0, 1}, want: []error{downA, downB}, not: keyring.ErrNoMatch, callsA: 1, callsB: 1},
+			"one fails":       {failA: downA, edks: []int{0, 2}, want: []error{downA}, not: keyring.ErrNoMatch, callsA: 1},
+			"second fails":    {failB: downB, edks: []int{1, 2}, want: []error{downB}, not: keyring.ErrNoMatch, callsB: 1},
+			"only a stranger": {edks: []int{2}, want: []error{keyring.ErrNoMatch}},
+			"nothing":         {want: []error{keyring.ErrNoMatch}},
+		} {
+			a, b := keyringtest.NewFake("fake:a"), keyringtest.NewFake("fake:b")
+			dk := keyring.NewDataKey(16)
+			all, err := New([]CMK{a, b, keyringtest.NewFake("fake:stranger")}, Options{}).EncryptDataKey(t.Context(), dk, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var edks []keyring.EncryptedDataKey
+			for _, i := range c.edks {
+				edks = append(edks, all[i])
+			}
+			a.Fail(c.failA)
+			b.Fail(c.failB)
+			got, err := New([]CMK{a, b}, Options{}).DecryptDataKey(t.Context(), edks, nil)
+			if len(c.want) == 0 && (err != nil || !bytes.Equal(got, dk)) || len(c.want) > 0 && got != nil {
+				t.Errorf("%s: same key: %t, error %v", name, bytes.Equal(got, dk), err)
+			}
+			for _, want := range c.want {
+				if !errors.Is(err, want) {
+					t.Errorf("%s: error %v does not wrap %v", name, err, want)
+				}
+			}
+			if c.not != nil && errors.Is(err, c.not) {
+				t.Errorf("%s: error %v wraps %v", name, err, c.not)
+			}
+			if a.Decrypts() != c.callsA || b.Decrypts() != c.callsB {
+				t.Errorf("%s: %d and %d calls, want %d and %d", name, a.Decrypts(), b.Decrypts(), c.callsA, c.callsB)
+			}
+		}
+	})
+}
+
+// A generator is a CMK whose KMS makes data keys.
+type generator struct {
+	*fake
+	made int
+}
+
+func (g *generator) GenerateDataKey(ctx context.Context, size int, ec keyring.EncryptionContext) (keyring.DataKey, []keyring.EncryptedDataKey, error) {
+	g.made++
+	dk := keyring.NewDataKey(size)
+	edks, err := g.EncryptDataKey(ctx, dk, ec)
+	return dk, edks, err
+}
+
+// TestGenerateAsksOnlyTheFirst has the first CMK make a data key, and the others wrap it.
+func TestGenerateAsksOnlyTheFirst(t *testing.T) {
+	a, b := &generator{fake: newFake("a")}, &generator{fake: newFake("b")}
+	k := New([]CMK{a, b}, Options{})
+	dk, edks, err := k.GenerateDataKey(t.Context(), 16, nil)
+	if err != nil || len(edks) != 2 || len(dk) != 16 {
+		t.Fatalf("%d bytes, %d EDKs, error %v", len(dk), len(edks), err)
+	}
+	if a.made != 1 || b.made != 0 || b.Encrypts() != 1 {
+		t.Errorf("a made %d keys, b made %d and wrapped %d, want 1, 0, 1", a.made, b.made, b.Encrypts())
+	}
+}
+
 // TestSelect wraps under some of the CMKs, in another order; what is learnt of them is known to the whole.
 func TestSelect(t *testing.T) {
 	a, b, c := newFake("a"), newFake("b"), newFake("c")

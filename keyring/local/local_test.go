@@ -60,9 +60,6 @@ func TestKeyring(t *testing.T) {
 		if _, err := other.DecryptDataKey(ctx, edks, ec); !errors.Is(err, keyring.ErrNoMatch) {
 			t.Errorf("another CMK: %v", err)
 		}
-		if got, err := keyring.Multi(other, k).DecryptDataKey(ctx, edks, ec); err != nil || !bytes.Equal(got, dk) {
-			t.Errorf("Multi: %v", err)
-		}
 	}
 }
 
@@ -114,10 +111,6 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestConformance(t *testing.T) {
 	keyringtest.Run(t, func(t *testing.T) keyring.Keyring { return generate(t) })
-}
-
-func TestMultiConformance(t *testing.T) {
-	keyringtest.Run(t, func(t *testing.T) keyring.Keyring { return keyring.Multi(generate(t), generate(t)) })
 }
 
 func generate(t *testing.T) *Keyring {
