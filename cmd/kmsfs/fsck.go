@@ -137,11 +137,7 @@ func finishWrites(v *volume.Volume) (*journal.Journal, error) {
 
 // openUnlocked opens a volume and unwraps its data key with the CMKs that are trusted for it; lock keeps others from using it meanwhile.
 func openUnlocked(c *cli.Context, dir string, lock bool) (_ *volume.Volume, err error) {
-	conf, err := loadConfig(c.String("config"))
-	if err != nil {
-		return nil, err
-	}
-	t, err := newTrust(c, mountOptions{}, conf)
+	t, err := configuredTrust(c)
 	if err != nil {
 		return nil, err
 	}

@@ -59,13 +59,7 @@ func (job *rewrapJob) run(ctx context.Context, req rewrapRequest, progress func(
 	if err != nil {
 		return result, err
 	}
-	change := rewrap.Change{Remove: removed}
-	for _, k := range added {
-		change.Add = append(change.Add, oneCMK{job.trust.keyrings.join([]failover.CMK{k.CMK}), k.CMK.CMK()})
-	}
-	for _, k := range kept {
-		change.Have = append(change.Have, oneCMK{job.trust.keyrings.join([]failover.CMK{k.CMK}), k.CMK.CMK()})
-	}
+	change := rewrap.Change{Remove: removed, Add: job.each(added), Have: job.each(kept)}
 	for _, k := range slices.Concat(kept, added) {
 		change.Trusted = append(change.Trusted, k.CMK.CMK())
 	}
@@ -76,18 +70,16 @@ func (job *rewrapJob) run(ctx context.Context, req rewrapRequest, progress func(
 		}
 		return err
 	}}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	if req.Progress {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
 		o.Progress = func(p rewrap.Progress) {
 			if progress(p) != nil {
 				cancel() // nobody listens any more
 			}
 		}
-		result.Report, err = rewrap.Run(ctx, job.v, job.j, change, o)
-	} else {
-		result.Report, err = rewrap.Run(ctx, job.v, job.j, change, o)
 	}
+	result.Report, err = rewrap.Run(ctx, job.v, job.j, change, o)
 	switch {
 	case errors.Is(err, rewrap.ErrLast):
 		return result, fail(exitUsage, "%w", err)
@@ -97,16 +89,21 @@ func (job *rewrapJob) run(ctx context.Context, req rewrapRequest, progress func(
 	for _, cmk := range result.Unlisted {
 		result.Warnings = append(result.Warnings, fmt.Sprintf("no header lists CMK %s: it had been removed before, or is another one", cmk))
 	}
-	if req.DryRun {
-		return result, nil
+	if !req.DryRun {
+		job.after(&result, kept, added, removed)
 	}
+	return result, nil
+}
+
+// after notes what the machine trusts, and what is known of CMKs, after a rewrap. What cannot be noted is a warning.
+func (job *rewrapJob) after(result *rewrapResult, kept, added []trusted, removed []string) {
 	if len(result.Stragglers) == 0 {
 		job.open = kept
 	}
 	job.open = append(slices.Clone(job.open), added...)
 	if len(result.Stragglers) > 0 && len(removed) > 0 {
 		result.Warnings = append(result.Warnings, "the CMKs that were removed stay trusted on this machine as long as there are files that only they may open")
-	} else if err := job.forget(removed, &result); err != nil {
+	} else if err := job.forget(removed, result); err != nil {
 		result.Warnings = append(result.Warnings, fmt.Sprintf("the machine's record of the volume was not changed: %v", err))
 	}
 	if info := job.trust.keyrings.info(result.CMKs); info != nil {
@@ -114,7 +111,14 @@ func (job *rewrapJob) run(ctx context.Context, req rewrapRequest, progress func(
 			result.Warnings = append(result.Warnings, fmt.Sprintf("what is known of the CMKs was not kept: %v", err))
 		}
 	}
-	return result, nil
+}
+
+// each makes a keyring of each CMK, which is asked as often as it takes.
+func (job *rewrapJob) each(list []trusted) (single []rewrap.CMK) {
+	for _, k := range list {
+		single = append(single, oneCMK{job.trust.keyrings.join([]failover.CMK{k.CMK}), k.CMK.CMK()})
+	}
+	return single
 }
 
 // ring is the keyring of the CMKs that are trusted after run.

@@ -81,11 +81,7 @@ type signing struct {
 
 // newSigning opens the signing CMK with a URI. Nothing is asked yet.
 func newSigning(c *cli.Context, uri string) (*signing, error) {
-	conf, err := loadConfig(c.String("config"))
-	if err != nil {
-		return nil, err
-	}
-	t, err := newTrust(c, mountOptions{}, conf)
+	t, err := configuredTrust(c)
 	if err != nil {
 		return nil, err
 	}
