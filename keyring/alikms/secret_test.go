@@ -8,15 +8,7 @@ import (
 	"github.com/kmsfs/kmsfs/keyring/cloud/cloudtest"
 )
 
-func newManager(t *testing.T, url string) cloudtest.Manager {
-	t.Helper()
-	client, err := NewClient(cloud.Config{Credentials: cloudtest.Credentials(), Endpoints: map[string]string{"cn-hangzhou": url}, Rate: 1e6})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(client.Close)
-	return client
-}
+func newManager(t *testing.T, url string) cloudtest.Manager { return newClient(t, url, nil) }
 
 func TestData(t *testing.T) { cloudtest.RunData(t, testCMK, "Plaintext", newKeyring) }
 

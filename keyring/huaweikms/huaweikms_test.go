@@ -1,16 +1,12 @@
 package huaweikms
 
 import (
-	"errors"
-	"maps"
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/kmsfs/kmsfs/integration/emulator"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/cloud"
 	"github.com/kmsfs/kmsfs/keyring/cloud/cloudtest"
@@ -23,6 +19,11 @@ func newKeyring(t *testing.T, url string) *cloud.Keyring { return newKeyringOver
 
 func newKeyringOver(t *testing.T, url string, transport http.RoundTripper) *cloud.Keyring {
 	t.Helper()
+	return cloud.NewKeyring(newClient(t, url, transport), cloudtest.CMK(t, testCMK), nil)
+}
+
+func newClient(t *testing.T, url string, transport http.RoundTripper) *Client {
+	t.Helper()
 	client, err := NewClient(cloud.Config{
 		Transport:   transport,
 		Credentials: cloudtest.Credentials(),
@@ -34,7 +35,7 @@ func newKeyringOver(t *testing.T, url string, transport http.RoundTripper) *clou
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	return cloud.NewKeyring(client, cloudtest.CMK(t, testCMK), nil)
+	return client
 }
 
 func asKeyring(t *testing.T, url string) keyring.Keyring { return newKeyring(t, url) }
@@ -86,117 +87,34 @@ func TestLies(t *testing.T) {
 	}, asKeyring)
 }
 
-// TestTLS calls over TLS, and not a KMS with the certificate of a stranger.
-func TestTLS(t *testing.T) {
-	kms := cloudtest.NewKMS(t, testCMK, "AES_256")
-	url, trusting := kms.TLS(t)
-	if _, err := newKeyringOver(t, url, trusting).EncryptDataKey(t.Context(), keyring.NewDataKey(32), nil); err != nil {
-		t.Error(err)
-	}
-	before := kms.Count("")
-	_, err := newKeyringOver(t, url, nil).EncryptDataKey(t.Context(), keyring.NewDataKey(32), nil)
-	if e := new(cloud.Error); !errors.As(err, &e) || e.Kind != cloud.Unavailable || e.Temporary() || kms.Count("") != before {
-		t.Errorf("a stranger's certificate: %v, want one that no retry mends", err)
-	}
-}
+func TestTLS(t *testing.T) { cloudtest.RunTLS(t, testCMK, newKeyringOver) }
 
-// TestCalls counts what each operation costs.
 func TestCalls(t *testing.T) {
-	kms := cloudtest.NewKMS(t, testCMK, "AES_256")
-	k := newKeyring(t, kms.URL)
-	_, edks, err := k.GenerateDataKey(t.Context(), 32, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 3 {
-		if _, err := k.DecryptDataKey(t.Context(), edks, nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if want := map[string]int{"describe-key": 1, "create-datakey": 1, "decrypt-datakey": 3}; !maps.Equal(k.Calls(), want) || kms.Count("") != 5 {
-		t.Errorf("calls %v, want %v; the KMS has seen %d", k.Calls(), want, kms.Count(""))
-	}
+	cloudtest.RunCalls(t, testCMK, map[string]int{"describe-key": 1, "create-datakey": 1, "decrypt-datakey": 3}, newKeyring)
 }
 
-// TestKnown wraps with a public key that was kept, without any call.
 func TestKnown(t *testing.T) {
-	kms := cloudtest.NewKMS(t, testCMK, "RSA_2048")
-	k := newKeyring(t, kms.URL)
-	info, _, err := k.Describe(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	kms.ResetCalls()
-	client, err := NewClient(cloud.Config{Credentials: cloudtest.Credentials(), Endpoints: map[string]string{"cn-north-4": kms.URL}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	offline := cloud.NewKeyring(client, cloudtest.CMK(t, testCMK), info)
-	edks, err := offline.EncryptDataKey(t.Context(), keyring.NewDataKey(32), nil)
-	if err != nil || kms.Count("") != 0 {
-		t.Fatalf("error %v after %d calls, want 0", err, kms.Count(""))
-	}
-	if _, err := k.DecryptDataKey(t.Context(), edks, nil); err != nil {
-		t.Error(err)
-	}
+	cloudtest.RunKnown(t, testCMK, func(t *testing.T, url string) cloud.KMS { return newClient(t, url, nil) })
 }
 
-// TestCodes has errors whose status alone would mislead.
 func TestCodes(t *testing.T) {
-	kms := cloudtest.NewKMS(t, testCMK, "AES_256")
-	k := newKeyring(t, kms.URL)
-	edks, err := k.EncryptDataKey(t.Context(), keyring.NewDataKey(32), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		status int
-		code   string
-		want   cloud.Kind
-	}{
-		{400, "KMS.0209", cloud.KeyDisabled},
-		{400, "KMS.0210", cloud.PendingDeletion},
-		{400, "KMS.0207", cloud.KeyNotFound},
-		{403, "KMS.0306", cloud.NoPermission},
-		{401, "APIGW.0301", cloud.BadCredential},
-		{403, "APIGW.0302", cloud.NoPermission},
-		{429, "APIGW.0308", cloud.Throttled},
-		{400, "KMS.2201", cloud.NotWrapped},
-		{400, "KMS.2203", cloud.NotWrapped},
-		{500, "KMS.0101", cloud.Unavailable},
-		{504, "APIGW.0201", cloud.Unavailable},
-		{400, "KMS.9999", cloud.Refused},
-	} {
-		if err := kms.SetFaults(emulator.Fault{Kind: emulator.Status, Status: c.status, Code: c.code, Message: cloudtest.Credential.Secret}); err != nil {
-			t.Fatal(err)
-		}
-		_, err := k.DecryptDataKey(t.Context(), edks, nil)
-		if e := new(cloud.Error); !errors.As(err, &e) || e.Kind != c.want || e.Code != c.code || e.Status != c.status || e.RequestID == "" {
-			t.Errorf("%d %s: %v, want kind %q", c.status, c.code, err, c.want)
-		} else {
-			cloudtest.MustHide(t, err.Error(), nil)
-		}
-	}
+	cloudtest.RunCodes(t, testCMK, []cloudtest.Code{
+		{Status: 400, Code: "KMS.0209", Want: cloud.KeyDisabled},
+		{Status: 400, Code: "KMS.0210", Want: cloud.PendingDeletion},
+		{Status: 400, Code: "KMS.0207", Want: cloud.KeyNotFound},
+		{Status: 403, Code: "KMS.0306", Want: cloud.NoPermission},
+		{Status: 401, Code: "APIGW.0301", Want: cloud.BadCredential},
+		{Status: 403, Code: "APIGW.0302", Want: cloud.NoPermission},
+		{Status: 429, Code: "APIGW.0308", Want: cloud.Throttled},
+		{Status: 400, Code: "KMS.2201", Want: cloud.NotWrapped},
+		{Status: 400, Code: "KMS.2203", Want: cloud.NotWrapped},
+		{Status: 500, Code: "KMS.0101", Want: cloud.Unavailable},
+		{Status: 504, Code: "APIGW.0201", Want: cloud.Unavailable},
+		{Status: 400, Code: "KMS.9999", Want: cloud.Refused},
+	}, newKeyring)
 }
 
-// TestManyGoroutines is for the race detector: the SDK's clients are not safe for two of them.
-func TestManyGoroutines(t *testing.T) {
-	kms := cloudtest.NewKMS(t, testCMK, "AES_256")
-	k := newKeyring(t, kms.URL)
-	var group sync.WaitGroup
-	for range 100 {
-		group.Go(func() {
-			_, edks, err := k.GenerateDataKey(t.Context(), 32, nil)
-			if err == nil {
-				_, err = k.DecryptDataKey(t.Context(), edks, nil)
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	group.Wait()
-}
+func TestManyGoroutines(t *testing.T) { cloudtest.RunManyGoroutines(t, testCMK, newKeyring) }
 
 // TestLeavesTheHomeAlone checks that no call leaves a file behind or asks for a project.
 func TestLeavesTheHomeAlone(t *testing.T) {
