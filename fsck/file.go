@@ -112,10 +112,9 @@ func openHeader(v *volume.Volume, src sealedFile, l blockcrypt.Layout, open func
 	if err == nil || n < len(raw) {
 		return nil, cipher, err
 	}
-	const idOffset = 24 // docs/format.md section 4.1
 	own := v.OwnKeys()
 	for i, key := range own {
-		h, c, failed := v.SealFile(header.ID(raw[idOffset:]), key)
+		h, c, failed := v.SealFile(header.FileIDIn(raw), key)
 		if failed != nil {
 			return nil, nil, err
 		}

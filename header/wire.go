@@ -16,6 +16,9 @@ var magic = [8]byte{'k', 'm', 's', 'f', 's', 0, '\r', '\n'}
 // Begins reports whether b begins as a header does, sound or not.
 func Begins(b []byte) bool { return bytes.HasPrefix(b, magic[:]) }
 
+// FileIDIn returns the file ID in the first [FixedSize] bytes of a header, sound or not.
+func FileIDIn(fixed []byte) ID { return ID(fixed[24:40]) }
+
 // Parse reads a header from the start of b and checks its structure; it authenticates nothing. The error wraps [ErrFormat], or
 // [ErrVersion] if this package is too old for the header.
 func Parse(b []byte) (*Header, error) {
@@ -35,7 +38,7 @@ func Parse(b []byte) (*Header, error) {
 		Kind:      Kind(b[10]),
 		Algorithm: Algorithm(b[11]),
 		Size:      int(binary.BigEndian.Uint32(b[16:])),
-		FileID:    ID(b[24:40]),
+		FileID:    FileIDIn(b),
 		KeyID:     ID(b[40:56]),
 	}
 	log, reserved, flags := b[12], b[13], binary.BigEndian.Uint16(b[14:])

@@ -80,7 +80,7 @@ func isGone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
-// fileID returns the file ID in the header of a file (docs/format.md section 4.1), zeros if there is no such file, or no header.
+// fileID returns the file ID in the header of a file, zeros if there is no such file, or no header.
 func fileID(dir *os.File, name string) (id header.ID, err error) {
 	f, _, err := openFileAt(int(dir.Fd()), name)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, errNoFile) {
@@ -89,13 +89,13 @@ func fileID(dir *os.File, name string) (id header.ID, err error) {
 		return id, err
 	}
 	defer f.Close()
-	head := make([]byte, 40)
+	head := make([]byte, header.FixedSize)
 	if _, err := f.ReadAt(head, 0); err == io.EOF {
 		return id, nil
 	} else if err != nil {
 		return id, err
 	}
-	return header.ID(head[24:]), nil
+	return header.FileIDIn(head), nil
 }
 
 // syncAll makes durable all that is on the file system of an open directory.
