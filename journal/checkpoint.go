@@ -69,48 +69,6 @@ func (j *Journal) sync(p position) error {
 	return nil
 }
 
-// headroom is how many bytes one operation may need in the log: a request of 1 MiB, sealed, hole maps, and as much again to undo it.
-const headroom = 3 << 20
-
-// reserve makes sure that both logs have space for what is not saved yet and for one more operation.
-func (j *Journal) reserve() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	switch {
-	case j.failed != nil:
-		return j.failed
-	case j.stuck != nil && (j.reserved > j.limits.log || j.logs[j.active].pos.Load() > 2*j.limits.log):
-		return j.stuck
-	}
-	for _, l := range j.logs {
-		if err := l.reserve(j.reserved + headroom); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// take notes that a change of n bytes is to be saved.
-func (j *Journal) take(n int64) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.reserved += n
-}
-
-// makeRoom asks for a checkpoint and waits for its end. The error says why there is still no room.
-func (j *Journal) makeRoom() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for j.draining && j.failed == nil && j.stuck == nil {
-		j.hurry()
-		j.room.Wait()
-	}
-	if j.failed != nil || !j.draining {
-		return j.failed
-	}
-	return j.stuck
-}
-
 // all returns every file that the journal knows.
 func (j *Journal) all() []*File {
 	j.present.RLock()

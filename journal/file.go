@@ -264,55 +264,6 @@ func (f *File) kept(off, n int64) int64 {
 	return n
 }
 
-// owe makes sure that a change of n bytes finds space in the log.
-func (f *File) owe(n int64) error {
-	if f.full != nil {
-		return f.full
-	}
-	f.owed += n + extentSize
-	f.j.take(n + extentSize)
-	return nil
-}
-
-// reserve makes sure that a change kept in memory will find space, in the log and in place.
-func (f *File) reserve(off, n int64) error {
-	if err := f.owe(n); err != nil {
-		return err
-	}
-	end := off + n
-	from := off
-	if off < f.durable {
-		from = max(off, f.dense())
-	}
-	if from >= f.durable {
-		if end <= max(f.reserved, f.durable) {
-			return nil
-		}
-		end = (end + 64<<10) &^ (64<<10 - 1) // the rest is given back when the changes are in place
-	}
-	if from >= end {
-		return nil
-	}
-	err := f.disk.Preallocate(from, end-from)
-	if err == unix.EOPNOTSUPP {
-		err = nil
-	}
-	if err == nil && from >= f.durable {
-		f.reserved = end
-	}
-	return err
-}
-
-// dense returns how many bytes below durable come before the first hole.
-func (f *File) dense() int64 {
-	if f.solid < f.durable {
-		if at, err := f.j.kernel.seekHole(f.fd); err == nil {
-			f.solid = min(at, f.durable)
-		}
-	}
-	return f.solid
-}
-
 // touch sets the times that a write in place would set.
 func (f *File) touch() {
 	if f.touched {
