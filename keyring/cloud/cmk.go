@@ -98,9 +98,9 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// ContextDigest returns the digest of an encryption context in hex digits: of one length for every context, and so within
+// contextDigest returns the digest of an encryption context in hex digits: of one length for every context, and so within
 // what each cloud accepts.
-func ContextDigest(ec keyring.EncryptionContext) (string, error) {
+func contextDigest(ec keyring.EncryptionContext) (string, error) {
 	d, err := ec.Digest()
 	if err != nil {
 		return "", err

@@ -41,7 +41,7 @@ type KMS interface {
 
 // A Binding is what a KMS binds into a wrapped key.
 type Binding struct {
-	Digest string                    // the [ContextDigest], for EDKs of kmsfs
+	Digest string                    // the hex digits of the context's digest, for EDKs of kmsfs
 	SDK    keyring.EncryptionContext // the context as the vendor's encryption SDK binds it, if it does; counts where Digest is empty
 }
 
@@ -113,7 +113,7 @@ func (k *Keyring) GenerateDataKey(ctx context.Context, size int, ec keyring.Encr
 
 // DecryptDataKey implements [keyring.Keyring].
 func (k *Keyring) DecryptDataKey(ctx context.Context, edks []keyring.EncryptedDataKey, ec keyring.EncryptionContext) (keyring.DataKey, error) {
-	digest, err := ContextDigest(ec)
+	digest, err := contextDigest(ec)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +180,7 @@ func (k *Keyring) edk(prefix, blob []byte) ([]keyring.EncryptedDataKey, error) {
 
 // prepare returns the digest of an encryption context, and what wrapping needs to know of the CMK; it asks for that at most once, failures apart.
 func (k *Keyring) prepare(ctx context.Context, ec keyring.EncryptionContext) (digest string, info *KeyInfo, err error) {
-	if digest, err = ContextDigest(ec); err != nil {
+	if digest, err = contextDigest(ec); err != nil {
 		return "", nil, err
 	}
 	if err := ctx.Err(); err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/kmsfs/kmsfs/keyring"
 )
 
-// ErrPublicKey says that a public key is not one of RSA with 2,048 to 4,096 bits.
-var ErrPublicKey = errors.New("cloud: not a usable RSA public key")
+// errPublicKey says that a public key is not one of RSA with 2,048 to 4,096 bits.
+var errPublicKey = errors.New("cloud: not a usable RSA public key")
 
 // ParsePublicKey returns the PKIX bytes of the PEM public key in an answer.
 func ParsePublicKey(text string) ([]byte, error) {
@@ -32,11 +32,11 @@ func ParsePublicKey(text string) ([]byte, error) {
 func publicKey(pkix []byte) (*rsa.PublicKey, error) {
 	k, err := x509.ParsePKIXPublicKey(pkix)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrPublicKey, err)
+		return nil, fmt.Errorf("%w: %w", errPublicKey, err)
 	}
 	pub, ok := k.(*rsa.PublicKey)
 	if !ok || pub.N.BitLen() < 2048 || pub.N.BitLen() > 4096 {
-		return nil, ErrPublicKey
+		return nil, errPublicKey
 	}
 	return pub, nil
 }
