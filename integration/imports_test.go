@@ -56,6 +56,7 @@ var allowed = map[string][]string{
 func TestImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "../...").Output()
 	must(t, err)
+	design := readAll(t, "../docs/design.md")
 	checked := 0
 	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
 		var p struct {
@@ -67,7 +68,11 @@ func TestImports(t *testing.T) {
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		may, known := allowed[strings.TrimPrefix(p.ImportPath, module)]
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if !strings.Contains(design, "`"+name+"`") {
+			t.Errorf("%s is not in the table of packages in docs/design.md", name)
+		}
+		may, known := allowed[name]
 		for _, imported := range p.Imports {
 			for _, sdk := range []string{alibabaSDK, huaweiSDK} {
 				if strings.HasPrefix(imported, sdk) && !slices.Contains(may, sdk) {
