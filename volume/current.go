@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,40 +79,28 @@ func (v *Volume) Expect(generation uint64) {
 func (v *Volume) readCurrent() (found []candidate, faults []HeaderFault) {
 	missing := 0
 	for _, name := range []string{currentFile, currentCopy} {
-		raw, err := readSmall(v.meta, name, header.MaxSize)
+		c, err := v.readHeader(name, header.Current)
 		if errors.Is(err, unix.ENOENT) {
 			missing++
 		}
-		var h *header.Header
-		if err == nil {
-			h, err = header.Parse(raw)
-		}
-		vh := v.Header()
+		h, vh := c.header, v.Header()
 		switch {
 		case err != nil:
-		case h.Kind != header.Current || h.FileID != vh.FileID:
+		case h.FileID != vh.FileID:
 			err = errors.New("the header of something else")
-		case len(raw) != h.Size || h.Size != vh.Size || h.Algorithm != vh.Algorithm || h.SegmentSize != vh.SegmentSize || !h.Context.Equal(vh.Context):
+		case len(c.raw) != h.Size || h.Size != vh.Size || h.Algorithm != vh.Algorithm || h.SegmentSize != vh.SegmentSize || !h.Context.Equal(vh.Context):
 			err = fmt.Errorf("%w: not what this volume's are like", header.ErrFormat)
 		}
 		if err != nil {
 			faults = append(faults, HeaderFault{filepath.Join(MetaDir, name), err})
 			continue
 		}
-		found = append(found, candidate{name, h, raw})
+		found = append(found, c)
 	}
 	if missing == 2 {
 		return nil, nil
 	}
-	slices.SortStableFunc(found, func(a, b candidate) int {
-		switch {
-		case a.header.Generation > b.header.Generation:
-			return -1
-		case a.header.Generation < b.header.Generation:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(found, func(a, b candidate) int { return cmp.Compare(b.header.Generation, a.header.Generation) })
 	return found, faults
 }
 

@@ -44,27 +44,23 @@ func (v *Volume) MendHeaders() error {
 // soundHeader returns the bytes of the better one of the two files, nil if neither authenticates, and what is wrong with them.
 func (v *Volume) soundHeader() (sound []byte, faults []HeaderFault) {
 	for _, name := range []string{headerFile, headerCopy} {
-		raw, err := readSmall(v.meta, name, header.MaxSize)
-		var h *header.Header
-		if err == nil {
-			h, err = header.Parse(raw)
-		}
+		c, err := v.readHeader(name, header.Volume)
 		switch {
 		case err != nil:
-		case h.Kind != header.Volume || h.FileID != v.Header().FileID:
+		case c.header.FileID != v.Header().FileID:
 			err = errors.New("the header of something else")
-		case len(raw) != h.Size:
-			err = fmt.Errorf("%w: %d bytes instead of %d", header.ErrFormat, len(raw), h.Size)
+		case len(c.raw) != c.header.Size:
+			err = fmt.Errorf("%w: %d bytes instead of %d", header.ErrFormat, len(c.raw), c.header.Size)
 		default:
-			err = h.Verify(v.keys.known.get(v.keys.volume))
+			err = c.header.Verify(v.keys.known.get(v.keys.volume))
 		}
-		if err == nil && sound != nil && !bytes.Equal(raw, sound) {
+		if err == nil && sound != nil && !bytes.Equal(c.raw, sound) {
 			err = fmt.Errorf("sound, but not what %s is", headerFile)
 		}
 		if err != nil {
 			faults = append(faults, HeaderFault{filepath.Join(MetaDir, name), err})
 		} else if sound == nil {
-			sound = raw
+			sound = c.raw
 		}
 	}
 	return sound, faults

@@ -100,16 +100,9 @@ func (v *Volume) readHeaders() error {
 	var before []byte
 	missing := 0
 	for _, name := range []string{headerFile, headerCopy} {
-		raw, err := readSmall(v.meta, name, header.MaxSize)
+		c, err := v.readHeader(name, header.Volume)
 		if errors.Is(err, unix.ENOENT) {
 			missing++
-		}
-		var h *header.Header
-		if err == nil {
-			h, err = header.Parse(raw)
-		}
-		if err == nil && h.Kind != header.Volume {
-			err = errors.New("not the header of a volume")
 		}
 		if err != nil {
 			if first == nil {
@@ -117,11 +110,11 @@ func (v *Volume) readHeaders() error {
 			}
 			continue
 		}
-		if before != nil && bytes.Equal(raw, before) {
+		if before != nil && bytes.Equal(c.raw, before) {
 			continue // asking CMKs for the same again would only take time
 		}
-		before = raw
-		v.candidates = append(v.candidates, candidate{name, h, raw})
+		before = c.raw
+		v.candidates = append(v.candidates, c)
 	}
 	switch {
 	case missing == 2:
@@ -136,6 +129,18 @@ func (v *Volume) readHeaders() error {
 		v.warning = fmt.Sprintf("the copy of the volume header is damaged: %v", first)
 	}
 	return nil
+}
+
+// readHeader reads a header of this kind from one of the volume's own files. It is not authenticated yet.
+func (v *Volume) readHeader(name string, kind header.Kind) (c candidate, err error) {
+	c.name = name
+	if c.raw, err = readSmall(v.meta, name, header.MaxSize); err != nil {
+		return c, err
+	}
+	if c.header, err = header.Parse(c.raw); err == nil && c.header.Kind != kind {
+		err = errors.New("the header of something else")
+	}
+	return c, err
 }
 
 // readSmall reads a regular file of at most limit bytes; it follows no symbolic link.
