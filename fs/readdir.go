@@ -140,7 +140,7 @@ func (f *FS) plainName(d *dir, disk string) (name string, ok bool) {
 	switch {
 	case disk == "." || disk == "..":
 		return disk, true
-	case d.node == f.nodes.root && (disk == volume.MetaDir || disk == "lost+found" && !f.plain):
+	case d.node == f.nodes.root && !f.vol.InTree(disk):
 		return "", false
 	case f.plain:
 		return disk, true
