@@ -35,7 +35,7 @@ func readlink(dir int, name string) (string, error) {
 	return target, os.NewSyscallError("readlink", err)
 }
 
-// attribute is [cipherdir.Whole].
+// attribute reads the value of an extended attribute, or the list of them.
 func attribute(get func(dst []byte) (int, error)) ([]byte, error) {
 	b, err := cipherdir.Whole(get)
 	return b, os.NewSyscallError("getxattr", err)
