@@ -11,6 +11,9 @@ type extent struct {
 
 func (e extent) end() int64 { return e.off + e.n }
 
+// holdsID reports whether e is the beginning of a file, with the file ID.
+func (e extent) holdsID() bool { return e.off == 0 && len(e.data) >= idEnd }
+
 // part returns what of e lies from off to end.
 func (e extent) part(off, end int64) extent {
 	off, end = max(off, e.off), min(end, e.end())

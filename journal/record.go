@@ -19,6 +19,8 @@ const (
 	recordFixed  = recordHeader + 64 // with the fields of constant length
 	extentSize   = 17
 	maxPath      = 1 << 16
+
+	idStart, idEnd = 24, 40 // where the header of a ciphertext file has its ID, section 4.1
 )
 
 // A record is a change of one file.
@@ -42,6 +44,14 @@ func (r *record) encoded() int64 {
 		n += int64(len(e.data))
 	}
 	return (n + 7) &^ 7
+}
+
+// newID returns the file ID in the header that the record puts in place, zeros if it puts none there.
+func (r *record) newID() (id [16]byte) {
+	if len(r.extents) > 0 && r.extents[0].holdsID() {
+		id = [16]byte(r.extents[0].data[idStart:])
+	}
+	return id
 }
 
 // append appends the record, with a digest over all of it.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +16,7 @@ import (
 type change struct {
 	ino     uint64
 	version uint32
-	fileID  [16]byte
+	ids     [][16]byte // file IDs that it had in place or that its records put there
 	path    string
 
 	base    int64 // in place is part of the file up to here
@@ -26,9 +27,24 @@ type change struct {
 	header  bool // there was one in place before the first record
 }
 
+// covers reports whether a later record of the inode number is about the same file. Where such numbers have no generation, another file may have got the number of one that was
+// deleted; its first record has a file ID of its own.
+func (c *change) covers(r *record) bool {
+	return r.version != 0 || len(c.ids) == 0 || r.fileID == [16]byte{} || slices.Contains(c.ids, r.fileID)
+}
+
+// known takes down a file ID.
+func (c *change) known(id [16]byte) {
+	if id != [16]byte{} && !slices.Contains(c.ids, id) {
+		c.ids = append(c.ids, id)
+	}
+}
+
 // add takes a later record in.
 func (c *change) add(r *record) {
-	c.path, c.fileID = r.path, r.fileID
+	c.path = r.path
+	c.known(r.fileID)
+	c.known(r.newID())
 	switch {
 	case r.kind == kindGrow:
 		c.base, c.ext, c.growing = r.keep, nil, true
@@ -62,7 +78,7 @@ func (j *Journal) replay() error {
 		if err := l.scan(func(r *record) error {
 			k := key{r.ino, r.version}
 			c := byFile[k]
-			if c == nil {
+			if c == nil || !c.covers(r) {
 				c = &change{ino: r.ino, version: r.version, base: math.MaxInt64, header: r.fileID != [16]byte{}}
 				byFile[k] = c
 				order = append(order, c)
@@ -125,7 +141,7 @@ func (c *change) carryOut(d disk) error {
 		return nil
 	}
 	if c.base < st.Size {
-		if err := d.Truncate(c.base); err != nil {
+		if err := cut(d, st.Size, c.base, c.ext); err != nil {
 			return err
 		}
 	}
@@ -246,17 +262,17 @@ func (c *change) open(dir int, path string) (fd int, err error) {
 }
 
 // matches reports whether d is the file that the change is about: the same inode, not used again since or, in a copy of the volume, the same path and
-// file ID. Where inode numbers have no generation, one that was moved is known by its file ID, too.
+// file ID. Where inode numbers have no generation, a file is known by its ID, too.
 func (c *change) matches(d disk, atPath bool) bool {
 	var st unix.Stat_t
 	if unix.Fstat(d.fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false
 	}
-	sameID := func() bool { return c.fileID != [16]byte{} && c.fileID == fileID(d) }
+	sameID := func() bool { return slices.Contains(c.ids, fileID(d)) }
 	if st.Ino == c.ino {
 		version, err := d.kernel.version(d.fd)
 		if err != nil || c.version == 0 {
-			return atPath || sameID()
+			return sameID() || atPath && !c.header && st.Size == 0
 		}
 		if version == c.version {
 			return true
@@ -267,9 +283,9 @@ func (c *change) matches(d disk, atPath bool) bool {
 
 // fileID returns the file ID of a header, zeros if there is none.
 func fileID(d disk) (id [16]byte) {
-	var head [40]byte
+	var head [idEnd]byte
 	if n, _ := d.ReadAt(head[:], 0); n == len(head) {
-		id = [16]byte(head[24:])
+		id = [16]byte(head[idStart:])
 	}
 	return id
 }

@@ -205,10 +205,10 @@ func (f *File) apply() error {
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return err
 	}
-	cut := f.base < f.durable || f.halfway
+	shorter := f.base < f.durable || f.halfway
 	f.unsynced, f.halfway = true, true
-	if cut {
-		if err := f.disk.Truncate(f.base); err != nil {
+	if shorter {
+		if err := cut(f.disk, st.Size, f.base, f.ext); err != nil {
 			return err
 		}
 		f.durable = f.base
@@ -228,6 +228,14 @@ func (f *File) apply() error {
 // pending reports whether something is not in place, or is there that is to go. f.op is held.
 func (f *File) pending() bool {
 	return !f.direct && (len(f.ext) > 0 || f.base != f.size || f.durable != f.size || f.halfway)
+}
+
+// cut cuts a file of size bytes to base, before extents are placed. If they begin with a header, the file keeps the ID in its old one until then: a replay may know it by nothing else.
+func cut(d disk, size, base int64, ext overlay) error {
+	if len(ext) > 0 && ext[0].holdsID() {
+		base = max(base, min(size, idEnd))
+	}
+	return d.Truncate(base)
 }
 
 // place writes extents, neighbours together, and then sets the size.
