@@ -1,11 +1,8 @@
 package journal
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"math"
-	"os"
 	"slices"
 	"strings"
 
@@ -246,17 +243,13 @@ func (c *change) open(dir int, path string) (fd int, err error) {
 	if st.Ino != c.ino || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return -1, nil
 	}
-	self := fmt.Sprintf("/proc/self/fd/%d", at)
-	if err := unix.Chmod(self, st.Mode&07777|0o600); err != nil {
-		return -1, failed
-	}
-	fd, err = unix.Open(self, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if back := unix.Chmod(self, st.Mode&07777); err == nil && back != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("%s: cannot restore mode %04o: %w", path, st.Mode&07777, back)
-	}
+	fd, lock, err := unlock(at, st.Mode, 0o600, unix.O_RDWR)
 	if err != nil {
 		return -1, failed
+	}
+	if err := lock(); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("%s: cannot restore mode %04o: %w", path, st.Mode&07777, err)
 	}
 	return fd, nil
 }
@@ -288,55 +281,4 @@ func fileID(d disk) (id [16]byte) {
 		id = [16]byte(head[idStart:])
 	}
 	return id
-}
-
-// walk calls fn for every entry below the directory root, but for the volume's own, that is no directory.
-func walk(root int, fn func(dir int, name string, ino uint64) error) error {
-	var rootStat unix.Stat_t
-	if err := unix.Fstat(root, &rootStat); err != nil {
-		return err
-	}
-	var down func(parent int, name string, top bool) error
-	down = func(parent int, name string, top bool) error {
-		fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
-			if errors.Is(err, unix.EACCES) {
-				return nil
-			}
-			return err
-		}
-		d := os.NewFile(uintptr(fd), name)
-		defer d.Close()
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil || st.Dev != rootStat.Dev {
-			return err
-		}
-		for {
-			entries, err := d.ReadDir(1024)
-			for _, e := range entries {
-				if top && e.Name() == ".kmsfs" {
-					continue
-				}
-				if e.IsDir() {
-					if err := down(fd, e.Name(), false); err != nil {
-						return err
-					}
-					continue
-				}
-				var st unix.Stat_t
-				if e.Type().IsRegular() && unix.Fstatat(fd, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
-					if err := fn(fd, e.Name(), st.Ino); err != nil {
-						return err
-					}
-				}
-			}
-			if len(entries) == 0 {
-				if errors.Is(err, io.EOF) {
-					return nil
-				}
-				return err
-			}
-		}
-	}
-	return down(root, ".", true)
 }
