@@ -240,35 +240,52 @@ func (f *FS) readlink(n *node) (string, error) {
 
 // Long targets of symbolic links are files of their own in the volume's directory, docs/format.md section 8.
 
-func longTargetPath(id [16]byte) string { return volume.LinksDir + "/" + hex.EncodeToString(id[:]) }
+// withLongTarget calls fn with the open directory of long targets, and the name of one.
+func (f *FS) withLongTarget(id [16]byte, fn func(dir int, name string) error) error {
+	dir, err := volume.OpenLinks(f.vol.MetaFd())
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	return fn(dir, hex.EncodeToString(id[:]))
+}
 
 // putLongTarget stores a sealed target durably and returns the target of the link that stands for it.
 func (f *FS) putLongTarget(blob []byte) (disk string, err error) {
 	var id [16]byte
 	rand.Read(id[:])
-	path := longTargetPath(id)
-	fd, err := unix.Openat(f.vol.MetaFd(), path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return "", err
-	}
-	file := os.NewFile(uintptr(fd), path)
-	_, err = file.Write(blob)
-	err = errors.Join(err, file.Sync(), file.Close())
-	if err != nil {
-		_ = unix.Unlinkat(f.vol.MetaFd(), path, 0)
-	}
+	err = f.withLongTarget(id, func(dir int, name string) error {
+		fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return err
+		}
+		file := os.NewFile(uintptr(fd), name)
+		_, err = file.Write(blob)
+		err = errors.Join(err, file.Sync(), file.Close())
+		if err != nil {
+			_ = unix.Unlinkat(dir, name, 0)
+		}
+		return err
+	})
 	return names.LongTarget(id), err
 }
 
-func (f *FS) longTarget(id [16]byte) ([]byte, error) {
-	fd, err := unix.Openat(f.vol.MetaFd(), longTargetPath(id), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+func (f *FS) longTarget(id [16]byte) (blob []byte, err error) {
+	err = f.withLongTarget(id, func(dir int, name string) error {
+		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		blob = make([]byte, 2*unix.PathMax)
+		n, err := unix.Pread(fd, blob, 0)
+		blob = blob[:max(n, 0)]
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("long target: %w", unix.EIO)
 	}
-	defer unix.Close(fd)
-	buf := make([]byte, 2*unix.PathMax)
-	n, err := unix.Pread(fd, buf, 0)
-	return buf[:max(n, 0)], err
+	return blob, nil
 }
 
 // longTargetSize is the plaintext length of a link in the long form, 0 if that cannot be told.
@@ -282,7 +299,10 @@ func (f *FS) longTargetSize(disk func() (string, error)) int64 {
 		return 0
 	}
 	var st unix.Stat_t
-	if unix.Fstatat(f.vol.MetaFd(), longTargetPath(id), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+	err = f.withLongTarget(id, func(dir int, name string) error {
+		return unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	})
+	if err != nil {
 		return 0
 	}
 	return st.Size - names.TargetOverhead
@@ -291,6 +311,6 @@ func (f *FS) longTargetSize(disk func() (string, error)) int64 {
 // dropLongTarget removes what a link in the long form stands for; any other target is left alone.
 func (f *FS) dropLongTarget(disk string) {
 	if id, ok := names.ParseLongTarget(disk); ok {
-		_ = unix.Unlinkat(f.vol.MetaFd(), longTargetPath(id), 0)
+		_ = f.withLongTarget(id, func(dir int, name string) error { return unix.Unlinkat(dir, name, 0) })
 	}
 }

@@ -48,7 +48,12 @@ func (c *checker) link(dir *os.File, disk string, at place) {
 
 // blob reads a long target.
 func (c *checker) blob(id header.ID) ([]byte, error) {
-	f, err := cipherdir.OpenFile(c.v.MetaFd(), volume.LinksDir+"/"+id.String(), unix.O_RDONLY)
+	dir, err := volume.OpenLinks(c.v.MetaFd())
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	f, err := cipherdir.OpenFile(dir, id.String(), unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

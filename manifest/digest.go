@@ -247,7 +247,12 @@ func (d *digester) link(f *found) (Digest, error) {
 
 // blob reads a long target.
 func (d *digester) blob(id string) ([]byte, error) {
-	f, err := openFile(d.w.meta, volume.LinksDir+"/"+id)
+	dir, err := volume.OpenLinks(d.w.meta)
+	if err != nil {
+		return nil, os.NewSyscallError("open", err)
+	}
+	defer unix.Close(dir)
+	f, err := openFile(dir, id)
 	if err != nil {
 		return nil, err
 	}

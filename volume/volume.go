@@ -184,6 +184,11 @@ func (v *Volume) RootFd() int { return v.root }
 // MetaFd returns a descriptor of the directory of the volume's own files, valid until Close.
 func (v *Volume) MetaFd() int { return v.meta }
 
+// OpenLinks opens LinksDir below an open MetaDir, for calls that name what is in it, and no symbolic link that somebody may have put in its place.
+func OpenLinks(meta int) (fd int, err error) {
+	return unix.Openat(meta, LinksDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+}
+
 // Warning returns what is wrong with the volume header or its copy, or "".
 func (v *Volume) Warning() string { return v.warning }
 
