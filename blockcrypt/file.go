@@ -209,6 +209,20 @@ func (f *File) loadTail(buf *buffer) error {
 	return nil
 }
 
+// checkEnd makes sure that the size is that of the file: whoever can write the ciphertext can make it as large as he likes. f.mu is held.
+func (f *File) checkEnd() error {
+	if f.hasTail {
+		return nil
+	}
+	if f.bad {
+		return fmt.Errorf("%w: the file was cut or extended", ErrSize)
+	}
+	buf := f.l.buffers.Get().(*buffer)
+	defer f.l.buffers.Put(buf)
+	_, err := f.readSegment(f.last(), buf)
+	return err
+}
+
 func (f *File) setTail(plain []byte) {
 	f.tail = append(f.tail[:0], plain...)
 	f.hasTail = true

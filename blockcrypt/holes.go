@@ -19,6 +19,17 @@ type holeRoot struct {
 // covers reports whether map k permits everything by its absence.
 func (r holeRoot) covers(k int64) bool { return r.from <= k && k < r.to }
 
+// sameUpTo returns the first map after k of which covers says something else, or a number that no file has maps for, whoever made it so large.
+func (r holeRoot) sameUpTo(k int64) int64 {
+	switch {
+	case k < r.from:
+		return r.from
+	case k < r.to:
+		return r.to
+	}
+	return maxMaps << 8
+}
+
 // parseRoot reads the plaintext of a hole root, whose bitmap it keeps.
 func parseRoot(plain []byte) (holeRoot, error) {
 	from, to := binary.BigEndian.Uint64(plain), binary.BigEndian.Uint64(plain[8:])
@@ -68,6 +79,20 @@ func fill(bits []byte) {
 
 // bit reports bit i of a bitmap.
 func bit(bits []byte, i int64) bool { return bits[i/8]>>(i%8)&1 == 1 }
+
+// permit permits all from the given bit up to, but without, to.
+func (m *holeMap) permit(from, to int64) {
+	for i := from; i < to; i++ {
+		if i%8 > 0 || to-i < 8 {
+			m.set(i, true)
+			continue
+		}
+		if m.bits[i/8] != 0xff {
+			m.bits[i/8], m.dirty = 0xff, true
+		}
+		i += 7
+	}
+}
 
 // holes is what a file's hole maps permit. Maps are loaded when they are needed.
 type holes struct {
@@ -245,15 +270,51 @@ func (f *File) permit(first, last int64, end bool) error {
 			last, kLast = f.l.mapStart(lo)-1, lo-1
 		}
 	}
-	for i := first; i <= last; i++ {
-		k := f.l.mapsBefore(i)
+	for k := kFirst; k <= kLast; k++ {
+		var err error
+		if k, err = f.skipAbsent(k); err != nil {
+			return err
+		}
+		if k > kLast {
+			break
+		}
 		m, err := f.loadMap(k)
 		if err != nil {
 			return err
 		}
-		m.set(i-f.l.mapStart(k), true)
+		start := f.l.mapStart(k)
+		m.permit(max(first, start)-start, min(last+1, f.l.mapStart(k+1))-start)
 	}
 	return f.storeMaps(kFirst, kLast)
+}
+
+// skipAbsent returns the first map from k on that may not permit everything by its absence, as far as the backing can tell: there may be no end to those that do. f.mu is held, and
+// holes.mu.
+func (f *File) skipAbsent(k int64) (int64, error) {
+	h := &f.holes
+	b, ok := f.b.(interface {
+		SeekData(off int64) (int64, error)
+	})
+	for ok && h.from <= k && k < h.to && h.maps[k] == nil {
+		off, err := b.SeekData(f.l.mapOffset(k))
+		next := h.to
+		switch {
+		case err == io.EOF:
+		case err != nil:
+			return 0, err
+		case off < f.l.mapOffset(k)+f.l.slot:
+			return k, nil
+		default:
+			next = min(next, max(k+1, f.l.mapsBefore(f.l.segmentAt(off))))
+		}
+		for other := range h.maps {
+			if other > k {
+				next = min(next, other)
+			}
+		}
+		k = next
+	}
+	return k, nil
 }
 
 // trimHoles forgets the permissions of segments from the given one on, in memory. f.mu is held for writing.

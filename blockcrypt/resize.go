@@ -92,6 +92,13 @@ func (f *File) PunchHole(off, n int64) error {
 	if first >= stop {
 		return f.zero(off, end)
 	}
+	if f.l.mapsBefore(first) < f.l.mapsBefore(stop-1) { // it may take long, and is for nothing if the file has no such end
+		buf := f.l.buffers.Get().(*buffer)
+		defer f.l.buffers.Put(buf)
+		if err := f.loadTail(buf); err != nil {
+			return err
+		}
+	}
 	if err := f.zero(off, first*s); err != nil {
 		return err
 	}
@@ -102,9 +109,29 @@ func (f *File) PunchHole(off, n int64) error {
 		f.forgetHoles()
 		return err
 	}
+	return f.punchSegments(first, stop)
+}
+
+// punchSegments punches the slots of segments first ≤ i < stop, and none of a map. f.mu is held for writing.
+func (f *File) punchSegments(first, stop int64) error {
 	for i := first; i < stop; {
-		next := min(stop, f.l.mapStart(f.l.mapsBefore(i)+1))
-		if err := f.punch(f.l.offset(i), (next-i)*f.l.slot); err != nil {
+		from, next := f.l.offset(i), f.l.mapStart(f.l.mapsBefore(i)+1)
+		end := f.l.mapOffset(f.l.mapsBefore(next))
+		// Where the backing has no data there is no map, either, and there may be no end to them.
+		data, err := f.nextData(i)
+		if err != nil {
+			return err
+		}
+		if data > next {
+			next = data
+			if end = f.l.offset(next); next == f.l.mapStart(f.l.mapsBefore(next)) {
+				end -= f.l.slot // the data may be the map's
+			}
+		}
+		if next >= stop {
+			next, end = stop, f.l.offset(stop-1)+f.l.slot
+		}
+		if err := f.punch(from, end-from); err != nil {
 			return err
 		}
 		i = next

@@ -206,6 +206,9 @@ func (s *scan) skip(i int64) (next int64, err error) {
 			s.absentMap(k)
 		}
 		stop := min(next, s.l.mapStart(k+1))
+		if s.bits == nil { // all maps up to a bound of the range are like this one; there may be no end to them
+			stop = min(next, s.l.mapStart(max(s.root.sameUpTo(k), k+1)))
+		}
 		if err := s.zeros(at, stop); err != nil {
 			return at, err
 		}
@@ -241,7 +244,7 @@ func (s *scan) zeros(from, to int64) error {
 // chunk reads and judges segments from ≤ i < to, all of the map that is at hand.
 func (s *scan) chunk(from, to int64, buf *buffer) error {
 	start := s.l.offset(from)
-	stop := min(s.l.offset(to-1)+s.l.slot, s.size)
+	stop := s.endOf(to - 1)
 	sealed := buf.sealed[:stop-start]
 	if err := readFull(s.r, sealed, start); err != nil {
 		if to-from > 1 { // find out which of them
@@ -261,6 +264,12 @@ func (s *scan) chunk(from, to int64, buf *buffer) error {
 		}
 	}
 	return nil
+}
+
+// endOf returns where the slot of segment i ends.
+func (s *scan) endOf(i int64) int64 {
+	start := s.l.offset(i)
+	return start + min(s.l.slot, s.size-start) // no sum beyond the largest size that there is
 }
 
 // slot judges segment i.
@@ -306,7 +315,7 @@ func (s *scan) lost(kind FaultKind, from, to int64, err error) error {
 	start := min(s.l.offset(from), s.size)
 	return s.fault(Fault{
 		Kind: kind, Off: off, Len: min(to*s.l.segment, s.plain) - off,
-		SealedOff: start, SealedLen: min(s.l.offset(to-1)+s.l.slot, s.size) - start, Err: err,
+		SealedOff: start, SealedLen: s.endOf(to-1) - start, Err: err,
 	})
 }
 

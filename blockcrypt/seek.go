@@ -108,7 +108,11 @@ func (f *File) nextPermitted(i int64) (int64, error) {
 				return start + j, nil
 			}
 		}
-		i = f.l.mapStart(k + 1)
+		if i = f.l.mapStart(k + 1); i <= f.last() {
+			if err := f.checkEnd(); err != nil {
+				return 0, err
+			}
+		}
 	}
 	return f.last() + 1, nil
 }
