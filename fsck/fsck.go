@@ -124,6 +124,7 @@ type checker struct {
 	ids     map[header.ID]bool // directory IDs; guarded by mu
 	targets map[header.ID]bool // long targets that links refer to; guarded by mu
 	blind   bool               // something could not be read, which may refer to anything; guarded by mu
+	lost    bool               // a link's target was lost, which may have been any; guarded by mu
 }
 
 // Check verifies everything in an unlocked volume that nobody else uses. The error says why the check itself could not be done; damage is no error.

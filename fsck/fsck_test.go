@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/names"
 	"github.com/kmsfs/kmsfs/volume"
 )
@@ -259,6 +261,51 @@ func TestDirectoryIDs(t *testing.T) {
 	entry := tr.entry(t, sub, "inside")
 	flipByte(t, entry, 3000)
 	tr.faulty(t, expectation{DirectoryID, sub, "/sub", false}, expectation{Content, entry, "/sub/?", false})
+}
+
+// TestDirectoryIDsDisagree has two directories' IDs in one, with entries of both, as new files get after the first ID was brought there: neither ID may go, since names depend on it.
+func TestDirectoryIDsDisagree(t *testing.T) {
+	tr := newTree(t, volume.Params{})
+	sub, other := tr.mkdir(t, tr.dir, "sub"), tr.mkdir(t, tr.dir, "other")
+	tr.file(t, sub, "inside", content(10))
+	foreign := tr.file(t, other, "new", content(10))
+	must(t, os.Rename(foreign, filepath.Join(sub, filepath.Base(foreign))))
+	for _, name := range []string{names.DirLink, names.DirLinkCopy} {
+		path := filepath.Join(sub, name)
+		right, err := os.Readlink(path)
+		must(t, err)
+		wrong, err := os.Readlink(filepath.Join(other, name))
+		must(t, err)
+		relinkTo(t, path, wrong)
+		_, faults := tr.check(t, true)
+		if !slices.ContainsFunc(faults, func(f Fault) bool { return f.Kind == DirectoryID && f.Ciphertext == sub && !f.Repairable }) {
+			t.Errorf("%v", faults)
+		}
+		for _, link := range []string{names.DirLink, names.DirLinkCopy} {
+			want := right
+			if link == name {
+				want = wrong
+			}
+			if got, err := os.Readlink(filepath.Join(sub, link)); err != nil || got != want {
+				t.Errorf("%s was changed", link)
+			}
+		}
+		relinkTo(t, path, right)
+	}
+}
+
+// TestLostLongTarget damages a link whose target is stored elsewhere: a repair must not take that for a leftover.
+func TestLostLongTarget(t *testing.T) {
+	tr := newTree(t, volume.Params{})
+	link := tr.symlink(t, tr.dir, "pointer", strings.Repeat("far/", 1000))
+	target, err := os.Readlink(link)
+	must(t, err)
+	for _, damaged := range []string{"kmsfs.link." + header.NewID().String(), "short"} {
+		relinkTo(t, link, damaged)
+		tr.check(t, true)
+		relinkTo(t, link, target)
+		tr.sound(t)
+	}
 }
 
 // TestDirectoryCopied has one directory's ID in another one.

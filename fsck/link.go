@@ -29,7 +29,7 @@ func (c *checker) link(dir *os.File, disk string, at place) {
 	id, long := names.ParseLongTarget(target)
 	if !long {
 		if _, err := c.names.OpenTarget(target); err != nil {
-			c.fault(at.fault(LinkTarget, "target does not authenticate: changed, or from another volume"), nil)
+			c.lostTarget(at, "target does not authenticate: changed, or from another volume")
 		}
 		return
 	}
@@ -42,8 +42,16 @@ func (c *checker) link(dir *os.File, disk string, at place) {
 		_, err = c.names.OpenLongTarget(blob)
 	}
 	if err != nil {
-		c.fault(at.fault(LinkTarget, "its long target, "+file+": "+missing(err)), nil)
+		c.lostTarget(at, "its long target, "+file+": "+missing(err))
 	}
+}
+
+// lostTarget reports a link whose target is lost. It may have been one of the long targets that no link seems to have: what is stored of it is not to be removed.
+func (c *checker) lostTarget(at place, cause string) {
+	c.fault(at.fault(LinkTarget, cause), nil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lost = true
 }
 
 // blob reads a long target.
@@ -73,7 +81,7 @@ func (c *checker) longTargets() {
 	}
 	defer dir.Close()
 	c.mu.Lock()
-	blind := c.blind || c.ctx.Err() != nil
+	blind, lost := c.blind || c.ctx.Err() != nil, c.lost
 	c.mu.Unlock()
 	if blind {
 		return
@@ -86,6 +94,11 @@ func (c *checker) longTargets() {
 		}
 		f := place{sealed: filepath.Join(at.sealed, name)}.fault(Leftover, "no symbolic link has this long target: a crash came between, or the link was removed from outside")
 		f.Harmless = true
+		if lost {
+			f.Cause += ", or it is that of a link whose target is lost"
+			c.fault(f, nil)
+			return nil
+		}
 		c.fault(f, func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
 		return nil
 	})

@@ -249,12 +249,15 @@ func (c *checker) directoryID(d *directory) {
 	}
 	a, b := twins[0], twins[1]
 	empty := c.isEmpty(d)
+	unsure := false
 	if a.err == nil && b.err == nil && a.id != b.id {
-		// Both are this volume's; one was brought from another directory. The entries tell which.
-		if c.opensNames(d, b.id) && !c.opensNames(d, a.id) {
+		// Both are this volume's; one was brought from another directory. The entries tell which, unless they were brought from both.
+		byA, byB := c.opensNames(d, a.id), c.opensNames(d, b.id)
+		if byB && !byA {
 			a, b = b, a
 		}
 		b.err = fmt.Errorf("%w: the ID of another directory", names.ErrAuth)
+		unsure = byA == byB && !empty
 	}
 	if a.err != nil {
 		a, b = b, a
@@ -268,6 +271,8 @@ func (c *checker) directoryID(d *directory) {
 	case a.err != nil:
 		c.fault(d.at.fault(DirectoryID, "both links that hold the directory's ID are lost or changed: the names in it cannot be told"), nil)
 		return
+	case unsure:
+		c.fault(d.at.fault(DirectoryID, "the two links hold the IDs of two directories, and the entries do not tell which is right; remove the wrong one of "+a.name+" and "+b.name), nil)
 	case b.err != nil:
 		at := place{sealed: filepath.Join(d.at.sealed, b.name), plain: d.at.plain}
 		kind, harmless := DirectoryID, empty && errors.Is(b.err, unix.ENOENT)
