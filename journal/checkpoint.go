@@ -269,14 +269,14 @@ func (j *Journal) syncFS() error {
 	return nil
 }
 
-// flush makes the content of f durable in place and, if whole, its attributes. f.op is held.
+// flush makes the content of f durable in place and, if whole, its attributes. An error may be about what a checkpoint has put there, or what the file has grown by. f.op is held.
 func (f *File) flush(whole bool) error {
 	sync := f.disk.syncData
 	if whole {
 		sync = f.disk.sync
 	}
 	err := sync()
-	if err != nil && f.unsynced {
+	if err != nil && (f.unsynced || f.growing) {
 		f.j.mu.Lock()
 		defer f.j.mu.Unlock()
 		return f.j.fail(f.known, err)

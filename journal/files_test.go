@@ -375,6 +375,46 @@ func (b *brokenSync) fsync(fd int) error {
 	return b.linux.fsync(fd)
 }
 
+// TestFailedSyncOfGrowth fails the sync of what a file has grown by in place, in a checkpoint that nobody waits for. The next sync, of who was promised nothing yet, must not succeed.
+func TestFailedSyncOfGrowth(t *testing.T) {
+	broken := &brokenSync{fd: -1}
+	p := &volume{t: t, dir: t.TempDir(), options: Options{kernel: broken, limits: limits{log: logLimit, save: saveAt, grow: 8 << 10}}}
+	if err := os.Mkdir(filepath.Join(p.dir, ".kmsfs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.open()
+	p.halt()
+	f := p.durable("a")
+	write := func(off, n int64) {
+		t.Helper()
+		f.Begin()
+		_, err := f.WriteAt(make([]byte, n), off)
+		f.End()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(5000, 9<<10)
+	write(5000+9<<10, 1000)
+	if !f.growing {
+		t.Fatal("the file does not grow in place")
+	}
+	broken.fd = f.fd
+	if err := p.j.Checkpoint(); err == nil {
+		t.Error("a checkpoint that cannot sync a file succeeds")
+	}
+	broken.fd = -1 // another try succeeds, and says nothing
+	if err := f.Sync(true); err == nil {
+		t.Error("what the kernel may have dropped is promised")
+	}
+	p.kill()
+	p.open() // and what was promised before is there
+	p.kill()
+	if b, err := os.ReadFile(filepath.Join(p.dir, "a")); err != nil || !bytes.HasPrefix(b, bytes.Repeat([]byte{2}, 5000)) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
 // TestReplayManyFiles replays the changes of more files than the process may have open.
 func TestReplayManyFiles(t *testing.T) {
 	p := newPlace(t)
