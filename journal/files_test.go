@@ -375,6 +375,47 @@ func (b *brokenSync) fsync(fd int) error {
 	return b.linux.fsync(fd)
 }
 
+// A syncing is linux that notes what was made durable.
+type syncing struct {
+	linux
+	all int
+	of  map[int]bool
+}
+
+func (s *syncing) syncfs(fd int) error    { s.all++; return s.linux.syncfs(fd) }
+func (s *syncing) fsync(fd int) error     { s.of[fd] = true; return s.linux.fsync(fd) }
+func (s *syncing) fdatasync(fd int) error { s.of[fd] = true; return s.linux.fdatasync(fd) }
+
+// TestSyncAfterKill syncs a file that a killed process has written: where it is in the page cache only, that must make it durable, although the mark went before.
+func TestSyncAfterKill(t *testing.T) {
+	for _, dataOnly := range []bool{true, false} {
+		p := newPlace(t)
+		f := p.file("a")
+		f.Begin()
+		_, err := f.WriteAt([]byte("closed, and not synced"), 0)
+		f.End()
+		if err = errors.Join(err, f.Release()); err != nil {
+			t.Fatal(err)
+		}
+		p.kill()
+		k := &syncing{of: make(map[int]bool)}
+		p.options.kernel = k
+		p.open()
+		p.halt()
+		f = p.file("a")
+		if !p.j.Suspect(f.fd) {
+			t.Error("there is no doubt about the file")
+		}
+		if err := errors.Join(p.j.Clear(f.fd), f.Sync(dataOnly)); err != nil {
+			t.Fatal(err)
+		}
+		if k.all == 0 && !k.of[f.fd] {
+			t.Errorf("data only %v: the file was not synced", dataOnly)
+		}
+		p.kill()
+	}
+}
+
 // TestFailedSyncOfGrowth fails the sync of what a file has grown by in place, in a checkpoint that nobody waits for. The next sync, of who was promised nothing yet, must not succeed.
 func TestFailedSyncOfGrowth(t *testing.T) {
 	broken := &brokenSync{fd: -1}

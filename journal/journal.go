@@ -157,6 +157,12 @@ func (j *Journal) begin(meta int) (err error) {
 		j.suspects = j.state.doubtful()
 		return nil
 	}
+	if j.state.since > 0 {
+		// What a killed process has written may be in the page cache only; a file without a mark is taken for durable, and those that are looked at lose theirs.
+		if err := j.disk().syncAll(); err != nil {
+			return fmt.Errorf("journal: sync what is left of an unclean end: %w", err)
+		}
+	}
 	if err := j.state.begin(); err != nil {
 		return fmt.Errorf("journal: epochs: %w", err)
 	}
