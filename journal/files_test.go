@@ -65,6 +65,43 @@ func TestEmptyKeepsTime(t *testing.T) {
 	}
 }
 
+// TestEmptyAfterPatch empties a file that a crash tore, and whose header a rewrap has changed before anybody looked: what is written and synced then must not get that header, nor that size.
+func TestEmptyAfterPatch(t *testing.T) {
+	for _, saved := range []bool{false, true} {
+		p := newPlace(t)
+		f := p.file("a")
+		f.Begin()
+		_, err := f.WriteAt(bytes.Repeat([]byte{1}, 5000), 0)
+		f.End()
+		if err = errors.Join(err, f.Release()); err != nil {
+			t.Fatal(err)
+		}
+		p.kill()
+		p.open()
+		p.halt()
+		f = p.file("a")
+		patch := func([]byte) ([]byte, error) { return bytes.Repeat([]byte{2}, 64), nil }
+		if err := f.Patch(64, patch); err != nil {
+			t.Fatal(err)
+		}
+		if saved {
+			if err := f.Save(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.Empty(); err != nil {
+			t.Fatal(err)
+		}
+		p.write(f, 3, 0, 3000)
+		p.kill()
+		p.open()
+		p.kill()
+		if b, err := os.ReadFile(filepath.Join(p.dir, "a")); err != nil || !bytes.Equal(b, bytes.Repeat([]byte{3}, 3000)) {
+			t.Errorf("saved %v: what was synced is lost: %d bytes, %v", saved, len(b), err)
+		}
+	}
+}
+
 // TestFailedSyncKeepsLog fails the sync of what a checkpoint has put in place. Nobody can tell what the kernel has dropped, so the next mount takes it
 // from the log.
 func TestFailedSyncKeepsLog(t *testing.T) {

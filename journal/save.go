@@ -352,11 +352,22 @@ func (j *Journal) Unlinked(id Inode) {
 	j.drop(f)
 }
 
-// Empty cuts the file to nothing in place: nothing in it was promised. It must have no changes. Its modification time stays: if it was synced while
-// it was empty, that was promised.
+// Empty cuts the file to nothing: nothing in it was promised. Its modification time stays: if it was synced while it was empty, that was promised.
 func (f *File) Empty() error {
-	f.op.Lock()
-	defer f.op.Unlock()
+	f.Begin()
+	defer f.End()
+	if f.pending() || f.changed || f.saved.live() {
+		// Somebody has changed it already, as a rewrap does: a replay would do that to what is written next.
+		f.Quiet()
+		err := f.Truncate(0)
+		if err == nil {
+			err = f.save(true)
+		}
+		if err == nil {
+			err = f.j.sync(f.saved)
+		}
+		return err
+	}
 	var st unix.Stat_t
 	err := unix.Fstat(f.fd, &st)
 	if err == nil {
