@@ -75,7 +75,10 @@ func enter(parent int, name string, dev uint64) (fd int, lock func() error, err 
 	fd, restore, err := unlock(at, st.Mode, 0o500, unix.O_RDONLY|flags)
 	if err != nil {
 		unix.Close(at)
-		return -1, nil, nil // somebody else's
+		if errors.Is(err, unix.EPERM) {
+			err = nil // somebody else's
+		}
+		return -1, nil, err
 	}
 	return fd, func() error {
 		defer unix.Close(at)
