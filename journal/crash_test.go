@@ -181,7 +181,9 @@ func (p *volume) recover(w wreck, paths map[uint64]string) *sim {
 	if w.names != nil {
 		p.rename(w.names, paths)
 	}
-	s := newSim(p.t, w, p.options.kernel.(*sim).order)
+	before := p.options.kernel.(*sim)
+	s := newSim(p.t, w, before.order)
+	s.unnumbered = before.unnumbered
 	p.options.kernel = s
 	p.open()
 	p.halt()

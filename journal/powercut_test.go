@@ -74,6 +74,7 @@ func powerCut(t *testing.T, seed uint64, cuts int) (did [3]uint64) {
 		limits.log, limits.save, limits.grow = 1<<20, 64<<10, 60<<10
 	}
 	c := newCrashTest(t, seed, limits)
+	c.disk.unnumbered = seed%2 == 1
 	for life := range powerLives {
 		begin := c.disk.now
 		c.run(160)

@@ -255,23 +255,24 @@ func (c *change) open(dir int, path string) (fd int, err error) {
 }
 
 // matches reports whether d is the file that the change is about: the same inode, not used again since or, in a copy of the volume, the same path and
-// file ID. Where inode numbers have no generation, a file is known by its ID, too.
+// file ID. Where inode numbers have no generation, a file is known by its ID, too, or by its path if that is not there: it was empty before, or cut to nothing meanwhile, or is new and torn.
 func (c *change) matches(d disk, atPath bool) bool {
 	var st unix.Stat_t
 	if unix.Fstat(d.fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false
 	}
-	sameID := func() bool { return slices.Contains(c.ids, fileID(d)) }
+	id := fileID(d)
+	sameID := slices.Contains(c.ids, id)
 	if st.Ino == c.ino {
 		version, err := d.kernel.version(d.fd)
 		if err != nil || c.version == 0 {
-			return sameID() || atPath && !c.header && st.Size == 0
+			return sameID || atPath && id == [16]byte{}
 		}
 		if version == c.version {
 			return true
 		}
 	}
-	return atPath && sameID()
+	return atPath && sameID
 }
 
 // fileID returns the file ID of a header, zeros if there is none.

@@ -26,6 +26,8 @@ type sim struct {
 	commits []commit
 	between func(ino uint64)       // runs where a checkpoint holds no lock but that of the file ino
 	refuse  func(ino uint64) error // why a file is not changed now
+
+	unnumbered bool // inode numbers have no generation
 }
 
 // An entry says that a name was given to a file, or to none if ino is 0.
@@ -116,7 +118,12 @@ func (s *sim) links(fd int) (n uint64, err error) {
 }
 
 // version is that of numbers which are not used again.
-func (s *sim) version(int) (uint32, error) { return 1, nil }
+func (s *sim) version(int) (uint32, error) {
+	if s.unnumbered {
+		return 0, unix.ENOTTY
+	}
+	return 1, nil
+}
 
 func (s *sim) file(fd int) (*simFile, uint64) {
 	var st unix.Stat_t

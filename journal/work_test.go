@@ -35,6 +35,17 @@ func (c *crashTest) random(n int64) []byte {
 	return b
 }
 
+// headerSize is how many bytes stand for a header.
+const headerSize = 64
+
+// whole returns off or, where files are known by the ID in their headers, what of it is no part of one: headers change as a whole.
+func (c *crashTest) whole(off int64) int64 {
+	if c.disk.unnumbered {
+		return max(off, headerSize)
+	}
+	return off
+}
+
 // change runs one operation of several changes, some of which the disk may refuse.
 func (c *crashTest) change(f *crashFile) {
 	m := bytes.Clone(f.content())
@@ -53,7 +64,7 @@ func (c *crashTest) change(f *crashFile) {
 		off := c.rnd.Int64N(int64(len(m)) + 2000)
 		n := 1 + c.rnd.Int64N(3000)
 		if len(m) == 0 {
-			off, n = 0, n+64 // a header comes first
+			off, n = 0, n+headerSize // it comes first
 		}
 		switch c.rnd.IntN(8) {
 		default:
@@ -62,6 +73,9 @@ func (c *crashTest) change(f *crashFile) {
 			}
 			if c.rnd.IntN(12) == 0 {
 				n += 24 << 10
+			}
+			if whole := c.whole(off); whole != off {
+				off, n = 0, n+headerSize
 			}
 			data := c.random(n)
 			written, err := f.f.WriteAt(data, off)
@@ -80,6 +94,9 @@ func (c *crashTest) change(f *crashFile) {
 			} else if off > 0 {
 				off += 64
 			}
+			if off > 0 {
+				off = c.whole(off)
+			}
 			if !done(f.f.Truncate(off)) {
 				continue
 			}
@@ -89,6 +106,7 @@ func (c *crashTest) change(f *crashFile) {
 				m = append(m, make([]byte, off-int64(len(m)))...)
 			}
 		case 1:
+			off = c.whole(off)
 			if n = min(n, int64(len(m))-off); n > 0 && done(f.f.PunchHole(off, n)) {
 				clear(m[off : off+n])
 			}
@@ -103,7 +121,7 @@ func (c *crashTest) change(f *crashFile) {
 // patch replaces the header.
 func (c *crashTest) patch(f *crashFile) {
 	m := bytes.Clone(f.content())
-	n := copy(m, c.random(min(64, int64(len(m)))))
+	n := copy(m, c.random(min(headerSize, int64(len(m)))))
 	if n == 0 {
 		return
 	}
@@ -174,7 +192,7 @@ func (c *crashTest) move(f *crashFile, to string) {
 // rename changes the name of f, which no operation may be on. ino is the file that a checkpoint is at.
 func (c *crashTest) rename(f *crashFile, ino uint64) {
 	to := string(rune('a' + c.rnd.IntN(6)))
-	if c.rnd.IntN(3) == 0 {
+	if c.rnd.IntN(3) == 0 || c.disk.unnumbered { // a file without an ID, since it is empty just now, is known by its path alone
 		to = ""
 	}
 	if gone := c.files[to]; gone == f || gone != nil && (gone.busy || gone.ino == ino) || f.name == "" || to == "" && len(c.files) < 3 {
