@@ -187,7 +187,8 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if off < 0 || size <= 0 || off > blockcrypt.MaxSize-size {
 		return fuse.Status(unix.EFBIG)
 	}
-	if err := f.killPrivileges(n, false); err != nil {
+	// The kernel does not say whether the caller may leave set-ID bits, as it does for writes.
+	if err := f.killPrivileges(n, in.Caller.Uid != 0); err != nil {
 		return status(err)
 	}
 	var err error
