@@ -40,9 +40,7 @@ func (f *FS) setattr(cancel <-chan struct{}, n *node, in *fuse.SetAttrIn) error 
 		if n.kind == unix.DT_DIR && mode&unix.S_IXUSR == 0 {
 			f.holdAll()
 		}
-		if err := f.on(n, func(fd int, disk string, flags int) error {
-			return chmodat(fd, disk, mode)
-		}); err != nil {
+		if err := f.on(n, func(fd int, disk string, _ int) error { return chmodat(fd, disk, mode) }); err != nil {
 			return err
 		}
 	}
@@ -107,6 +105,18 @@ func (f *FS) on(n *node, fn func(fd int, disk string, flags int) error) error {
 		return err
 	}
 	return f.at(n, func(d *dir, e names.Entry) error { return fn(d.fd, e.Disk, unix.AT_SYMLINK_NOFOLLOW) })
+}
+
+// dropSetGID takes the set-group-ID bit away from n, as an ACL does that is set by somebody who is not in its group.
+func (f *FS) dropSetGID(n *node) error {
+	defer f.journal.Changed(n.key())
+	return f.on(n, func(fd int, disk string, flags int) error {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, disk, &st, flags); err != nil || st.Mode&unix.S_ISGID == 0 {
+			return err
+		}
+		return chmodat(fd, disk, st.Mode&07777&^unix.S_ISGID)
+	})
 }
 
 // dropCapability removes the file capabilities of n, as a change of owner does.

@@ -254,7 +254,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data 
 	if n != nil && n.kind == unix.DT_DIR && name == aclAccessName && closesDir(data) {
 		f.holdAll()
 	}
-	return status(f.changeXattrs(n, func(c xattrCalls) error {
+	err := f.changeXattrs(n, func(c xattrCalls) error {
 		if isACL(name) {
 			defer f.aclChanged(n)
 			return c.set(name, data, int(in.Flags))
@@ -267,7 +267,12 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data 
 			n.open.killed = false
 		}
 		return c.set(x.Disk, f.names.SealXattr(x, data), int(in.Flags))
-	}))
+	})
+	// The kernel says so of default ACLs, too, which do not change the mode.
+	if err == nil && name == aclAccessName && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+		err = f.dropSetGID(n)
+	}
+	return status(err)
 }
 
 // closesDir reports whether an ACL in the kernel's form, a version of 4 bytes and entries of 8 in order, keeps the owner out of a directory: the first entry is his, and has permissions in its
