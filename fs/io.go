@@ -236,20 +236,38 @@ func (f *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse
 	if o == nil {
 		return s
 	}
-	seek := o.data.SeekHole
-	switch in.Whence {
-	case unix.SEEK_DATA:
-		seek = o.data.SeekData
-	case unix.SEEK_HOLE:
-	default:
+	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
 		return fuse.EINVAL
 	}
-	at, err := seek(int64(in.Offset))
+	at, err := f.seek(n, o, int64(in.Offset), in.Whence == unix.SEEK_HOLE)
 	if err != nil {
 		return f.fail(n, "seek in", err)
 	}
 	out.Offset = uint64(at)
 	return fuse.OK
+}
+
+// seek returns where the next hole or the next data is. What has been written to a hole through a mapping is data, too: a copy would else go without. The kernel may not have passed it on,
+// and does not before it asks, so it is told to drop what it has of the hole that is found, whereupon it writes what has changed.
+func (f *FS) seek(n *node, o *openFile, off int64, hole bool) (at int64, err error) {
+	for passed := off; ; { // what was changed up to there has been passed on
+		from := off
+		if hole {
+			at, err = o.data.SeekHole(off)
+			from = at
+		} else {
+			at, err = o.data.SeekData(off)
+		}
+		if err != nil || from < passed || !o.mappable.Load() {
+			return at, err
+		}
+		end, failed := o.data.SeekData(from)
+		if failed != nil || end <= from {
+			return at, nil // no hole: at the end, or data
+		}
+		_ = f.kernel.Invalidate(n.id, from, end-from)
+		passed = end
+	}
 }
 
 // maxCopy bounds one copy_file_range, in bytes, so that it can be interrupted; the caller asks for the rest.

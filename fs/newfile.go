@@ -62,6 +62,7 @@ func (f *FS) created(c fuse.Caller, flags uint32, at link, d *dir, fd int, out *
 		n.open = o
 	}
 	n.open.refs++
+	n.open.openedWith(flags)
 	f.entryOut(n, &st, d, "", &out.EntryOut)
 	out.OpenFlags, out.Fh = openFlags(true), handle(flags)
 	if f.flushes && flags&unix.O_ACCMODE == unix.O_WRONLY {

@@ -19,14 +19,15 @@ import (
 
 // An openFile is the content of a file that somebody has open. All openers of an inode share it.
 type openFile struct {
-	fd     int           // of file: for its attributes
-	file   *journal.File // the ciphertext
-	data   *blockcrypt.File
-	supply *volume.Supply // of headers, for data
-	refs   int            // users, deferred openers not among them; guarded by node.mu
-	killed bool           // file capabilities were looked for since the file was opened; guarded by node.mu
-	shared bool           // somebody has opened it since it was created, and may have the kernel cache it; guarded by node.mu
-	mapped atomic.Uint64  // how often pages were written that had been changed through mappings
+	fd       int           // of file: for its attributes
+	file     *journal.File // the ciphertext
+	data     *blockcrypt.File
+	supply   *volume.Supply // of headers, for data
+	refs     int            // users, deferred openers not among them; guarded by node.mu
+	killed   bool           // file capabilities were looked for since the file was opened; guarded by node.mu
+	shared   bool           // somebody has opened it since it was created, and may have the kernel cache it; guarded by node.mu
+	mappable atomic.Bool    // somebody may have changed it through a mapping since it was opened
+	mapped   atomic.Uint64  // how often pages were written that had been changed through mappings
 }
 
 // Open implements [fuse.RawFileSystem].
@@ -42,13 +43,22 @@ func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		out.Fh = deferred
 		return fuse.OK
 	}
-	if _, err := f.acquire(interrupt(cancel), n, write); err != nil {
+	o, err := f.acquire(interrupt(cancel), n, write)
+	if err != nil {
 		return f.fail(n, "open", err)
 	}
+	o.openedWith(in.Flags)
 	if cached {
 		f.prefill(n)
 	}
 	return fuse.OK
+}
+
+// openedWith notes with which flags somebody has opened o.
+func (o *openFile) openedWith(flags uint32) {
+	if flags&unix.O_ACCMODE == unix.O_RDWR {
+		o.mappable.Store(true)
+	}
 }
 
 // openFlags says that cached pages stay valid: nobody else writes. Readers need not tell us when they close.
