@@ -98,23 +98,30 @@ func newWorker() (*worker, error) {
 
 func (w *worker) free() { _ = unix.Munmap(w.memory) }
 
-// Init answers the first request, by which the kernel makes itself known, and returns the capabilities that it says it has. Handle is for all requests.
-func (c *Conn) Init(handle Handler) (capabilities uint64, err error) {
+// A Kernel is what the kernel says of itself.
+type Kernel struct {
+	Minor        uint32 // version of the protocol, of which the major one is 7
+	Capabilities uint64
+}
+
+// Init answers the first request, by which the kernel makes itself known. Handle is for all requests.
+func (c *Conn) Init(handle Handler) (k Kernel, err error) {
 	c.handle = handle
 	w, err := newWorker()
 	if err != nil {
-		return 0, err
+		return k, err
 	}
 	c.idle = append(c.idle, w)
 	n, err := c.sleep(w)
 	if err != nil {
-		return 0, err
+		return k, err
 	}
 	c.answer(w, n)
 	if errno := -int32(*uint32At(w.out[0], 4)); errno != 0 {
-		return 0, unix.Errno(errno)
+		return k, unix.Errno(errno)
 	}
-	return uint64(*uint32At(w.in[0], inHeaderSize+12)) | uint64(*uint32At(w.in[0], inHeaderSize+16))<<32, nil
+	field := func(i int) uint32 { return *uint32At(w.in[0], inHeaderSize+4*i) } // major, minor, read-ahead, and two of capabilities
+	return Kernel{Minor: field(1), Capabilities: uint64(field(3)) | uint64(field(4))<<32}, nil
 }
 
 // Serve answers requests until the file system is not mounted any more, and all have been answered. A request may still be under way when the mount is gone: it is

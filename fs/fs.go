@@ -39,6 +39,8 @@ const (
 	maxBackground = 64
 	// lifetime is how long the kernel may keep attributes and entries: the mount is the only writer.
 	lifetime = 24 * time.Hour
+	// flushesMinor is the protocol of Linux 6.16, see FS.flushes. Earlier kernels write pages later than they tell.
+	flushesMinor = 44
 )
 
 // Config says what to serve and how. The zero value of all fields but Volume is useful.
@@ -77,7 +79,7 @@ type FS struct {
 
 	kernel    *device.Conn
 	opensDirs bool // the kernel can open directories without asking; set, as is flushes, before any request but the first
-	flushes   bool // the kernel puts what was changed through mappings in place before a write past the page cache
+	flushes   bool // the kernel puts what was changed through mappings in place before a write past the page cache, and waits for that when it is told to drop it
 
 	buffers sync.Pool // of *[bufferSize]byte
 
@@ -153,7 +155,7 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 		PanicHandler:             f.panicked,
 		Logger:                   log.New(logWriter{c.Logger}, "", 0),
 	})
-	flags, err := f.kernel.Init(func(in, out [][]byte) (int, func()) {
+	kernel, err := f.kernel.Init(func(in, out [][]byte) (int, func()) {
 		n, _ := protocol.HandleRequest(in, out)
 		return n, f.afterwards(in[0])
 	})
@@ -161,8 +163,8 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 		_ = f.kernel.Unmount()
 		return fmt.Errorf("mount %s: the kernel's FUSE did not answer: %w", mountpoint, err)
 	}
-	f.opensDirs = flags&fuse.CAP_NO_OPENDIR_SUPPORT != 0
-	f.flushes = flags&fuse.CAP_DIRECT_IO_ALLOW_MMAP != 0 // from Linux 6.6 on
+	f.opensDirs = kernel.Capabilities&fuse.CAP_NO_OPENDIR_SUPPORT != 0
+	f.flushes = kernel.Minor >= flushesMinor
 	// Each worker of the device goes on at once if it kept its P while it waited for a request. Were there more of them than Ps, one would sleep until the scheduler's monitor
 	// has taken a P from another. The last P is for everything else.
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)

@@ -174,7 +174,7 @@ func TestCreatorKilled(t *testing.T) {
 		if err := errors.Join(err, f.Sync(), c.change(f)); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if !linux(t, 6, 6) {
+		if !linux(t, 6, 16) {
 			must(t, f.Close()) // an older kernel tells of it, and what is written goes through the page cache until then
 		}
 	}
