@@ -195,6 +195,10 @@ func TestForceSparesCMKs(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmk := "local:" + dir + "/cmk"
+	kmsfs(t, "key", "new", "open")
+	if err := os.Chmod("open", 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args string
 		code int
@@ -205,9 +209,10 @@ func TestForceSparesCMKs(t *testing.T) {
 		{"encrypt --force --cmk " + cmk + " cmk cmk", exitOther},
 		{"decrypt --force --cmk " + cmk + " sealed cmk", exitOther},
 		{"data encrypt --force --cmk " + cmk + " cmk cmk", exitOther},
+		{"encrypt --force --cmk " + cmk + " cmk open", exitOther}, // it is a CMK, if one that is not used as it is
 		{"decrypt --cmk " + cmk + " sealed plain", exitOK},
 	} {
-		if _, stderr, code := kmsfs(t, strings.Fields(c.args)...); code != c.code || code != exitOK && !strings.Contains(stderr, "cmk is a local CMK file") {
+		if _, stderr, code := kmsfs(t, strings.Fields(c.args)...); code != c.code || code != exitOK && !strings.Contains(stderr, " is a local CMK file") {
 			t.Errorf("%s: exit code %d, want %d: %s", c.args, code, c.code, stderr)
 		}
 	}

@@ -44,7 +44,7 @@ func checkOutput(c *cli.Context, name string) error {
 	case !c.Bool("force"):
 		return fmt.Errorf("%s exists; --force replaces it", name)
 	}
-	if _, err := local.Open(name); err == nil {
+	if _, err := local.Open(name); err == nil || errors.Is(err, local.ErrMode) {
 		return fmt.Errorf("%s is a local CMK file, without which all that it has wrapped is lost; it is never overwritten", name)
 	}
 	return nil

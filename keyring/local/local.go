@@ -89,8 +89,8 @@ func Generate(path string) (_ *Keyring, err error) {
 	return k, nil
 }
 
-// Open reads the CMK file at path. The error wraps [ErrMode] if its mode is not 0600 or stricter and [ErrFormat] if it is
-// something else.
+// Open reads the CMK file at path. The error wraps [ErrFormat] if it is something else, and [ErrMode] if it is one whose mode is not 0600 or
+// stricter.
 func Open(path string) (*Keyring, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // or a FIFO would block
 	if err != nil {
@@ -103,8 +103,6 @@ func Open(path string) (*Keyring, error) {
 		return nil, err
 	case !st.Mode().IsRegular():
 		return nil, fmt.Errorf("%w: %s is not a regular file", ErrFormat, path)
-	case st.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("%w: %s has mode %04o; run: chmod 600 %s", ErrMode, path, st.Mode().Perm(), path)
 	case st.Size() > maxFile:
 		return nil, fmt.Errorf("%w: %s is %d bytes long", ErrFormat, path, st.Size())
 	}
@@ -116,6 +114,9 @@ func Open(path string) (*Keyring, error) {
 	k, ok := parse(b)
 	if !ok {
 		return nil, fmt.Errorf("%w: %s", ErrFormat, path)
+	}
+	if mode := st.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("%w: %s has mode %04o; run: chmod 600 %s", ErrMode, path, mode, path)
 	}
 	return k, nil
 }

@@ -97,6 +97,12 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := Open(t.TempDir()); !errors.Is(err, ErrFormat) {
 		t.Errorf("a directory: %v", err)
 	}
+	if err := errors.Join(os.WriteFile(path, []byte("hello\n"), 0o600), os.Chmod(path, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); !errors.Is(err, ErrFormat) { // nobody shall close a file that is no CMK to others
+		t.Errorf("something else, open to others: %v", err)
+	}
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
