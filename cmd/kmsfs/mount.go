@@ -224,7 +224,7 @@ func readOnlyStorage(v *volume.Volume) bool {
 }
 
 // unmountOnSignal unmounts at a signal, which ends ctx. A mount in use is detached: nobody finds it any more, and the
-// process ends with its last user, or at the next signal.
+// process ends with its last user, or at the next signal. That may not be a SIGHUP, which service managers send together with SIGTERM.
 func (job *mountJob) unmountOnSignal(ctx context.Context, srv *fs.Server, logger *slog.Logger) {
 	<-ctx.Done()
 	again := make(chan os.Signal, 1)
