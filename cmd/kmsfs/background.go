@@ -72,7 +72,7 @@ func absolute(path string) string {
 
 // absolutePaths does so with the paths in an environment.
 func absolutePaths(environ []string) []string {
-	paths := []string{"KMSFS_CONFIG_DIR", "HOME", "XDG_RUNTIME_DIR", providerOf(cloud.Alibaba).fileVar, providerOf(cloud.Huawei).fileVar}
+	paths := []string{"KMSFS_CONFIG_DIR", "HOME", "XDG_RUNTIME_DIR", "CREDENTIALS_DIRECTORY", "SSL_CERT_FILE", providerOf(cloud.Alibaba).fileVar, providerOf(cloud.Huawei).fileVar}
 	for i, v := range environ {
 		name, path, _ := strings.Cut(v, "=")
 		if slices.Contains(paths, name) {
