@@ -78,7 +78,8 @@ type FS struct {
 	listings listings
 
 	kernel    *device.Conn
-	opensDirs bool // the kernel can open directories without asking; set, as is flushes, before any request but the first
+	opensDirs bool // the kernel can open directories without asking; set, as are the next two, before any request but the first
+	tellsACL  bool // the kernel says of a new ACL whether it takes the set-group-ID bit away; without that, other bytes are where it would
 	flushes   bool // the kernel puts what was changed through mappings in place before a write past the page cache, and waits for that when it is told to drop it
 
 	buffers sync.Pool // of *[bufferSize]byte
@@ -164,6 +165,7 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 		return fmt.Errorf("mount %s: the kernel's FUSE did not answer: %w", mountpoint, err)
 	}
 	f.opensDirs = kernel.Capabilities&fuse.CAP_NO_OPENDIR_SUPPORT != 0
+	f.tellsACL = kernel.Capabilities&fuse.CAP_SETXATTR_EXT != 0
 	f.flushes = kernel.Minor >= flushesMinor
 	// Each worker of the device goes on at once if it kept its P while it waited for a request. Were there more of them than Ps, one would sleep until the scheduler's monitor
 	// has taken a P from another. The last P is for everything else.

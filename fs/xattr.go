@@ -269,7 +269,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data 
 		return c.set(x.Disk, f.names.SealXattr(x, data), int(in.Flags))
 	})
 	// The kernel says so of default ACLs, too, which do not change the mode.
-	if err == nil && name == aclAccessName && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
+	if err == nil && f.tellsACL && name == aclAccessName && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
 		err = f.dropSetGID(n)
 	}
 	return status(err)
