@@ -3,7 +3,6 @@ package journal
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +12,7 @@ import (
 type change struct {
 	ino     uint64
 	version uint32
-	ids     [][16]byte // file IDs that it had in place or that its records put there
+	ids     map[[16]byte]bool // file IDs that it had in place or that its records put there
 	path    string
 
 	base    int64 // in place is part of the file up to here
@@ -27,13 +26,13 @@ type change struct {
 // covers reports whether a later record of the inode number is about the same file. Where such numbers have no generation, another file may have got the number of one that was
 // deleted; its first record has a file ID of its own.
 func (c *change) covers(r *record) bool {
-	return r.version != 0 || len(c.ids) == 0 || r.fileID == [16]byte{} || slices.Contains(c.ids, r.fileID)
+	return r.version != 0 || len(c.ids) == 0 || r.fileID == [16]byte{} || c.ids[r.fileID]
 }
 
 // known takes down a file ID.
 func (c *change) known(id [16]byte) {
-	if id != [16]byte{} && !slices.Contains(c.ids, id) {
-		c.ids = append(c.ids, id)
+	if id != [16]byte{} {
+		c.ids[id] = true
 	}
 }
 
@@ -76,7 +75,7 @@ func (j *Journal) replay() error {
 			k := key{r.ino, r.version}
 			c := byFile[k]
 			if c == nil || !c.covers(r) {
-				c = &change{ino: r.ino, version: r.version, base: math.MaxInt64, header: r.fileID != [16]byte{}}
+				c = &change{ino: r.ino, version: r.version, ids: make(map[[16]byte]bool), base: math.MaxInt64, header: r.fileID != [16]byte{}}
 				byFile[k] = c
 				order = append(order, c)
 			}
@@ -262,7 +261,7 @@ func (c *change) matches(d disk, atPath bool) bool {
 		return false
 	}
 	id := fileID(d)
-	sameID := slices.Contains(c.ids, id)
+	sameID := c.ids[id]
 	if st.Ino == c.ino {
 		version, err := d.kernel.version(d.fd)
 		if err != nil || c.version == 0 {
