@@ -198,10 +198,7 @@ func (f *File) loadTail(buf *buffer) error {
 	if f.hasTail {
 		return nil
 	}
-	if f.bad {
-		return fmt.Errorf("%w: the file was cut or extended", ErrSize)
-	}
-	plain, err := f.readSegment(f.last(), buf)
+	plain, err := f.readTail(buf)
 	if err != nil {
 		return err
 	}
@@ -209,17 +206,22 @@ func (f *File) loadTail(buf *buffer) error {
 	return nil
 }
 
+// readTail opens the final segment into buf.segment, which authenticates the size, too. f.mu is held.
+func (f *File) readTail(buf *buffer) ([]byte, error) {
+	if f.bad {
+		return nil, fmt.Errorf("%w: the file was cut or extended", ErrSize)
+	}
+	return f.readSegment(f.last(), buf)
+}
+
 // checkEnd makes sure that the size is that of the file: whoever can write the ciphertext can make it as large as he likes. f.mu is held.
 func (f *File) checkEnd() error {
 	if f.hasTail {
 		return nil
 	}
-	if f.bad {
-		return fmt.Errorf("%w: the file was cut or extended", ErrSize)
-	}
 	buf := f.l.buffers.Get().(*buffer)
 	defer f.l.buffers.Put(buf)
-	_, err := f.readSegment(f.last(), buf)
+	_, err := f.readTail(buf)
 	return err
 }
 
