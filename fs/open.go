@@ -12,6 +12,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/journal"
 	"github.com/kmsfs/kmsfs/names"
 	"github.com/kmsfs/kmsfs/volume"
@@ -263,32 +264,19 @@ func (f *FS) openNode(open opener, n *node, write bool) (*openFile, error) {
 	writable := !f.readOnly
 	err := f.resolve(n, func(d *dir, e names.Entry) (err error) {
 		if writable {
-			fd, err = openQuietly(d.fd, e.Disk, unix.O_RDWR)
+			fd, err = cipherdir.OpenFd(d.fd, e.Disk, unix.O_RDWR)
 			if err == nil || write || !refused(err) {
 				return err
 			}
 			writable = false
 		}
-		fd, err = openQuietly(d.fd, e.Disk, unix.O_RDONLY)
+		fd, err = cipherdir.OpenFd(d.fd, e.Disk, unix.O_RDONLY)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return f.openOn(open, n, fd, writable)
-}
-
-// openQuietly opens a ciphertext file so that our reads of headers and neighbouring bytes do not show in its access time, where the
-// owner of the file lets us. Whoever is served may be reading a file, or removing it, and does not expect EINTR.
-func openQuietly(dirFd int, disk string, mode int) (fd int, err error) {
-	const flags = unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
-	err = again(func() error {
-		if fd, err = unix.Openat(dirFd, disk, mode|flags|unix.O_NOATIME, 0); err == unix.EPERM {
-			fd, err = unix.Openat(dirFd, disk, mode|flags, 0)
-		}
-		return err
-	})
-	return fd, err
 }
 
 // refused reports whether an open for writing failed in a way that one for reading may not.

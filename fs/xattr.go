@@ -9,6 +9,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/names"
 )
 
@@ -132,21 +133,6 @@ func noAttribute(name string) error {
 	return unix.EOPNOTSUPP
 }
 
-// whole reads something whose size is not known: an attribute or a list of them.
-func whole(get func(dst []byte) (int, error)) ([]byte, error) {
-	buf := make([]byte, 512)
-	for {
-		n, err := get(buf)
-		if err == nil {
-			return buf[:n], nil
-		}
-		if err != unix.ERANGE || len(buf) > 1<<17 {
-			return nil, err
-		}
-		buf = make([]byte, 4*len(buf))
-	}
-}
-
 func isACL(name string) bool { return name == aclAccessName || name == aclDefaultName }
 
 // GetXAttr implements [fuse.RawFileSystem]. The kernel asks at every first write (for file capabilities), and ls for every file; most files have
@@ -179,7 +165,7 @@ func (f *FS) getXattr(n *node, name string) (value []byte, err error) {
 		if x, stored = f.names.XattrName(name); !stored {
 			x.Disk = name
 		}
-		value, err = whole(func(dst []byte) (int, error) { return c.get(x.Disk, dst) })
+		value, err = cipherdir.Whole(func(dst []byte) (int, error) { return c.get(x.Disk, dst) })
 		return err
 	})
 	if err != nil || !stored {
@@ -208,7 +194,7 @@ func (f *FS) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint3
 		if n.lookForAttrs(c) {
 			return nil
 		}
-		raw, err := whole(c.list)
+		raw, err := cipherdir.Whole(c.list)
 		if err != nil {
 			return err
 		}
@@ -237,7 +223,7 @@ func (f *FS) attributeName(c xattrCalls, disk string) (string, bool) {
 	var value []byte
 	if hashed {
 		var err error
-		if value, err = whole(func(dst []byte) (int, error) { return c.get(disk, dst) }); err != nil {
+		if value, err = cipherdir.Whole(func(dst []byte) (int, error) { return c.get(disk, dst) }); err != nil {
 			return "", false
 		}
 	}

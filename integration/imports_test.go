@@ -47,7 +47,7 @@ var allowed = map[string][]string{
 	"fsck": {module + "blockcrypt", module + "cipherdir", module + "header", module + "keyring", module + "names", module + "volume",
 		"golang.org/x/sys/unix", "golang.org/x/sync/errgroup"},
 	"device": {"golang.org/x/sys/unix"},
-	"fs": {module + "blockcrypt", module + "device", module + "journal", module + "header", module + "keyring", module + "names", module + "volume",
+	"fs": {module + "blockcrypt", module + "cipherdir", module + "device", module + "journal", module + "header", module + "keyring", module + "names", module + "volume",
 		"github.com/hanwen/go-fuse/", "github.com/moby/sys/mountinfo", "golang.org/x/sys/unix"},
 	"integration/emulator": {"github.com/emmansun/gmsm/"},
 	"integration/kmsemu":   {module + "integration/emulator"},
