@@ -23,6 +23,18 @@ func kmsfs(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	return out.String(), errs.String(), code
 }
 
+// elsewhere goes to a new and empty directory, which it returns, with a configuration directory of the test's own.
+func elsewhere(t *testing.T) (dir string) {
+	t.Helper()
+	t.Setenv("KMSFS_CONFIG_DIR", t.TempDir())
+	t.Chdir(t.TempDir())
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func TestWrongCommandLine(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, dir := range []string{"a", "b"} {
@@ -130,17 +142,12 @@ func TestVersion(t *testing.T) {
 
 // TestFullOutput loses what a command prints, and says so, unless the command has failed itself.
 func TestFullOutput(t *testing.T) {
-	t.Setenv("KMSFS_CONFIG_DIR", t.TempDir())
-	t.Chdir(t.TempDir())
+	dir := elsewhere(t)
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer full.Close()
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, c := range []struct {
 		args string
 		code int
@@ -167,12 +174,7 @@ func TestFullOutput(t *testing.T) {
 
 // TestContextSpaces keeps the spaces of a context: the KMS and other programs see them, too.
 func TestContextSpaces(t *testing.T) {
-	t.Setenv("KMSFS_CONFIG_DIR", t.TempDir())
-	t.Chdir(t.TempDir())
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := elsewhere(t)
 	for _, line := range [][]string{
 		{"key", "new", "cmk"},
 		{"init", "--cmk", "local:" + dir + "/cmk", "--context", " a = b ", "cipher"},
@@ -188,12 +190,7 @@ func TestContextSpaces(t *testing.T) {
 
 // TestForceSparesCMKs replaces files, but no local CMK.
 func TestForceSparesCMKs(t *testing.T) {
-	t.Setenv("KMSFS_CONFIG_DIR", t.TempDir())
-	t.Chdir(t.TempDir())
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := elsewhere(t)
 	cmk := "local:" + dir + "/cmk"
 	kmsfs(t, "key", "new", "open")
 	if err := os.Chmod("open", 0o644); err != nil {
