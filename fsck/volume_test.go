@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
 	"github.com/kmsfs/kmsfs/keyring/local"
@@ -116,7 +116,7 @@ func (tr *tree) file(t testing.TB, dir, name string, content []byte, edit ...fun
 	defer osFile.Close()
 	l, err := tr.v.Layout()
 	must(t, err)
-	f, err := blockcrypt.Open(backing{osFile}, l, nil, tr.v.NewFile)
+	f, err := blockcrypt.Open(cipherdir.File{File: osFile}, l, nil, tr.v.NewFile)
 	must(t, err)
 	_, err = f.WriteAt(content, 0)
 	must(t, err)
@@ -125,16 +125,6 @@ func (tr *tree) file(t testing.TB, dir, name string, content []byte, edit ...fun
 	}
 	must(t, f.Flush())
 	return path
-}
-
-type backing struct{ *os.File }
-
-func (b backing) Size() (int64, error) {
-	st, err := b.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return st.Size(), nil
 }
 
 // check checks the volume, opened anew.
@@ -330,5 +320,3 @@ func TestReadsOnly(t *testing.T) {
 		t.Errorf("%s\n%s", before, after)
 	}
 }
-
-var _ io.ReaderAt = backing{}

@@ -19,21 +19,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/blockcrypt"
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring/local"
 	ciphertext "github.com/kmsfs/kmsfs/volume"
 )
-
-// A sealedFile is a ciphertext file as blockcrypt takes it.
-type sealedFile struct{ *os.File }
-
-func (f sealedFile) Size() (int64, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return st.Size(), nil
-}
 
 // keyIDs counts the files of a volume by data key.
 func (v *volume) keyIDs(t testing.TB) map[header.ID]int {
@@ -97,11 +87,11 @@ func (v *volume) age(t testing.TB) (names int) {
 		must(t, err)
 		c, err := present.OpenFile(t.Context(), raw)
 		must(t, err)
-		from, err := blockcrypt.Open(sealedFile{f}, l, c, nil)
+		from, err := blockcrypt.Open(cipherdir.File{File: f}, l, c, nil)
 		must(t, err)
 		scratch, err := os.Create(filepath.Join(dir, "scratch"))
 		must(t, err)
-		to, err := blockcrypt.Open(sealedFile{scratch}, l, nil, older.NewFile)
+		to, err := blockcrypt.Open(cipherdir.File{File: scratch}, l, nil, older.NewFile)
 		must(t, err)
 		buf := make([]byte, 1<<20)
 		for off := int64(0); off < from.Size(); {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/kmsfs/kmsfs/cipherdir"
 	"github.com/kmsfs/kmsfs/filecrypt"
 	"github.com/kmsfs/kmsfs/header"
 	"github.com/kmsfs/kmsfs/keyring"
@@ -224,18 +225,6 @@ func (e *encryption) prepareOwn(c *cli.Context, in *input) (seal func(*output) e
 		if in.size < 0 || out.isStream() {
 			return f.Encrypt(out, in)
 		}
-		return f.EncryptSparse(fileBacking{out.f}, in, in.size)
+		return f.EncryptSparse(cipherdir.File{File: out.f}, in, in.size)
 	}, nil
-}
-
-// A fileBacking is a file as a [blockcrypt.Backing].
-type fileBacking struct{ *os.File }
-
-// Size returns the length of the file.
-func (f fileBacking) Size() (int64, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return st.Size(), nil
 }
