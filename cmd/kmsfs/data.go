@@ -73,11 +73,7 @@ func dataTrust(c *cli.Context) (args []string, t trust, ec keyring.EncryptionCon
 	if err := checkOutput(c, args[1]); err != nil {
 		return nil, t, nil, err
 	}
-	conf, err := loadConfig(c.String("config"))
-	if err != nil {
-		return nil, t, nil, err
-	}
-	t, err = newTrust(c, mountOptions{}, conf)
+	t, err = configuredTrust(c)
 	return args, t, ec, err
 }
 
