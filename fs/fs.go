@@ -226,8 +226,10 @@ func (f *FS) String() string { return "kmsfs" }
 // readAheadPages asks the kernel to read ahead a whole request at a time: its default is an eighth of that. It needs root; without, reads
 // are merely smaller.
 func (f *FS) readAheadPages(mountpoint string) {
-	// The list of mounts tells the device without a request to this process.
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(mountpoint))
+	// The list of mounts tells the device without a request to this process. The mount may lie over others, and is the last one of ours.
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return i.Mountpoint != mountpoint || i.FSType != "fuse.kmsfs", false
+	})
 	if err != nil || len(infos) == 0 {
 		return
 	}

@@ -7,6 +7,15 @@ import "testing"
 func TestOvermount(t *testing.T) {
 	v := newVolume(t)
 	got := namespaced(t, v.dir, `
+		mkdir other
+		mount --bind other plain
+		ahead=/sys/class/bdi/$(stat -c %Hd:%Ld plain)/read_ahead_kb
+		before=$(cat $ahead)
+		kmsfs mount --log $PWD/log cipher plain
+		test $(cat $ahead) = $before && echo read-ahead below is left alone
+		kmsfs umount plain
+		umount plain
+
 		mount -t tmpfs below plain
 		kmsfs mount --log $PWD/log cipher plain
 		echo hello > plain/f
@@ -27,7 +36,7 @@ func TestOvermount(t *testing.T) {
 		kmsfs umount second
 		cat plain/f
 		kmsfs umount plain`)
-	if want := "1\nrefused 8\nis a tmpfs mount, not one of kmsfs\nhello\nhello\n"; got != want {
+	if want := "read-ahead below is left alone\n1\nrefused 8\nis a tmpfs mount, not one of kmsfs\nhello\nhello\n"; got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
