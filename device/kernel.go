@@ -17,6 +17,7 @@ func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 const (
 	notifyInvalidate = 2
 	notifyStore      = 4
+	notifyRetrieve   = 5
 )
 
 // Store gives the kernel the first bytes of a file's content, which it takes over what it has.
@@ -38,4 +39,11 @@ func (c *Conn) notify(code uint32, b, data []byte) error {
 	*uint32At(b, 0), *uint32At(b, 4) = uint32(len(b)+len(data)), code
 	_, err := unix.Writev(c.fd, [][]byte{b, data})
 	return err
+}
+
+// ask has the kernel ask something in turn that needs no answer: it sends back nothing of the root's content.
+func (c *Conn) ask() error {
+	b := make([]byte, outHeaderSize+32)
+	*uint64At(b, 16), *uint64At(b, 24) = 1, 1 // a number, which must not be 0, and the node
+	return c.notify(notifyRetrieve, b, nil)
 }

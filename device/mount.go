@@ -26,6 +26,7 @@ type Options struct {
 	Type    string       // the subtype: the kernel shows fuse.Type
 	Source  string       // what the table of mounts shows as the device
 	Options []string     // as the kernel spells them, such as "suid", "noexec", "ro" or "allow_other"; nosuid,nodev is the default
+	Rings   bool         // take requests over io_uring(7) where the kernel offers that
 	Logger  *slog.Logger // default: slog.Default()
 }
 
@@ -67,6 +68,7 @@ func Mount(mountpoint string, o Options) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
+	c.rings = o.Rings
 	c.stirred = make(chan struct{}, 1)
 	return c, nil
 }

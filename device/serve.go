@@ -53,6 +53,10 @@ type serving struct {
 	dozing  atomic.Bool   // the watch waits for stirred
 	stirred chan struct{} // of capacity 1: somebody has taken a request
 
+	rings  bool          // requests may come over io_uring
+	queues []*queue      // nil unless they do
+	leave  chan struct{} // closed when the workers of queues may begin
+
 	mu   sync.Mutex
 	busy []*worker // all that run; guarded by mu
 	idle []*worker // guarded by mu
@@ -102,6 +106,7 @@ func (w *worker) free() { _ = unix.Munmap(w.memory) }
 type Kernel struct {
 	Minor        uint32 // version of the protocol, of which the major one is 7
 	Capabilities uint64
+	Rings        bool // requests will come over io_uring
 }
 
 // Init answers the first request, by which the kernel makes itself known. Handle is for all requests.
@@ -116,17 +121,34 @@ func (c *Conn) Init(handle Handler) (k Kernel, err error) {
 	if err != nil {
 		return k, err
 	}
+	field := func(i int) uint32 { return *uint32At(w.in[0], inHeaderSize+4*i) } // major, minor, read-ahead, and two of capabilities
+	k = Kernel{Minor: field(1), Capabilities: uint64(field(3)) | uint64(field(4))<<32}
+	if c.rings && k.Capabilities&canRings != 0 && c.enlist() {
+		k.Rings = true
+		c.handle = func(in, out [][]byte) (int, func()) {
+			n, then := handle(in, out)
+			acceptRings(out[0])
+			return n, then
+		}
+	}
 	c.answer(w, n)
+	c.handle = handle
 	if errno := -int32(*uint32At(w.out[0], 4)); errno != 0 {
 		return k, unix.Errno(errno)
 	}
-	field := func(i int) uint32 { return *uint32At(w.in[0], inHeaderSize+4*i) } // major, minor, read-ahead, and two of capabilities
-	return Kernel{Minor: field(1), Capabilities: uint64(field(3)) | uint64(field(4))<<32}, nil
+	return k, nil
 }
 
 // Serve answers requests until the file system is not mounted any more, and all have been answered. A request may still be under way when the mount is gone: it is
 // interrupted.
 func (c *Conn) Serve() {
+	if c.queues == nil || !c.serveRings() {
+		c.serveReads()
+	}
+}
+
+// serveReads answers requests that are read from the device.
+func (c *Conn) serveReads() {
 	c.start()
 	watched := make(chan struct{})
 	go func() {
@@ -140,6 +162,7 @@ func (c *Conn) Serve() {
 
 // Close gives the descriptor back, and memory. Nobody may use c any more.
 func (c *Conn) Close() {
+	c.dismiss()
 	unix.Close(c.fd)
 	for _, w := range c.idle {
 		w.free()

@@ -51,6 +51,7 @@ type Config struct {
 	// StorageReadOnly says that the ciphertext cannot be written to, so that nothing may be left to replay; ReadOnly must be set, too.
 	StorageReadOnly bool
 	Options         []string     // mount options as the kernel spells them, such as "suid" or "noexec"; nosuid,nodev is the default
+	NoRings         bool         // read requests from the FUSE device, even where the kernel offers them over io_uring(7)
 	Logger          *slog.Logger // default: slog.Default()
 }
 
@@ -81,6 +82,7 @@ type FS struct {
 	opensDirs bool // the kernel can open directories without asking; set, as are the next two, before any request but the first
 	tellsACL  bool // the kernel says of a new ACL whether it takes the set-group-ID bit away; without that, other bytes are where it would
 	flushes   bool // the kernel puts what was changed through mappings in place before a write past the page cache, and waits for that when it is told to drop it
+	rings     bool // requests come over io_uring
 
 	buffers sync.Pool // of *[bufferSize]byte
 
@@ -142,7 +144,7 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 	if c.ReadOnly {
 		options = append(options, "ro")
 	}
-	f.kernel, err = device.Mount(mountpoint, device.Options{Type: "kmsfs", Source: c.Volume.Dir(), Options: options, Logger: c.Logger})
+	f.kernel, err = device.Mount(mountpoint, device.Options{Type: "kmsfs", Source: c.Volume.Dir(), Options: options, Rings: !c.NoRings, Logger: c.Logger})
 	if err != nil {
 		return err
 	}
@@ -167,6 +169,7 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 	f.opensDirs = kernel.Capabilities&fuse.CAP_NO_OPENDIR_SUPPORT != 0
 	f.tellsACL = kernel.Capabilities&fuse.CAP_SETXATTR_EXT != 0
 	f.flushes = kernel.Minor >= flushesMinor
+	f.rings = kernel.Rings
 	// Each worker of the device goes on at once if it kept its P while it waited for a request. Were there more of them than Ps, one would sleep until the scheduler's monitor
 	// has taken a P from another. The last P is for everything else.
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)
@@ -181,6 +184,9 @@ func (s *Server) Close() { s.fs.close() }
 
 // Journal returns the journal through which ciphertext files are changed while the volume is mounted.
 func (s *Server) Journal() *journal.Journal { return s.fs.journal }
+
+// Rings reports whether the kernel was told that requests may come over io_uring(7).
+func (s *Server) Rings() bool { return s.fs.rings }
 
 // Unmount takes the mount away; it fails while the mount is in use.
 func (s *Server) Unmount() error { return s.fs.kernel.Unmount() }

@@ -181,6 +181,7 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 		ReadOnly:        job.opts.readOnly || frozen,
 		StorageReadOnly: frozen,
 		Options:         job.opts.kernel,
+		NoRings:         job.opts.noRings,
 		Logger:          logger,
 	})
 	if exitCode(err) == exitOther {
@@ -189,7 +190,7 @@ func (job *mountJob) mounted(ctx context.Context, stderr io.Writer, ready *readi
 		return err
 	}
 	// From here on nothing may look at the mountpoint: a request to itself would keep a killed daemon from dying.
-	logger.Info("mounted", "volume", v.Header().FileID.String(), "ciphertext", v.Dir(), "mountpoint", job.mountpoint)
+	logger.Info("mounted", "volume", v.Header().FileID.String(), "ciphertext", v.Dir(), "mountpoint", job.mountpoint, "io_uring", srv.Rings())
 	go job.unmountOnSignal(ctx, srv, logger)
 	answering := job.answer(v, srv, k, logger)
 	ready.ok()

@@ -11,6 +11,7 @@ import (
 // mountOptions is what -o says. Of words that contradict each other the last counts, as for mount(8).
 type mountOptions struct {
 	readOnly, allowOther, nonEmpty bool
+	noRings                        bool
 	kernel                         []string // suid, noexec and the like, in order
 	cmks, endpoints                []string
 	log, config                    string
@@ -57,13 +58,15 @@ func parseOptions(o *mountOptions, list string) error {
 			o.allowOther = true
 		case opt == "nonempty":
 			o.nonEmpty = true
+		case opt == "io_uring" || opt == "no_io_uring":
+			o.noRings = opt == "no_io_uring"
 		case slices.Contains(kernelOptions(), opt):
 			o.kernel = append(o.kernel, opt)
 		case opt == "remount":
 			return usagef("mount option remount: a mounted volume cannot change its options; unmount it and mount it again")
 		case strings.HasPrefix(opt, "x-") || strings.HasPrefix(opt, "X-") || key == "comment" || hasValue && key == "user" || slices.Contains(ignoredOptions(), opt):
 		default:
-			known := slices.Concat([]string{"ro", "rw", "allow_other", "nonempty"}, kernelOptions(), []string{"cmk=", "endpoint=", "log=", "config=", "key-ttl="})
+			known := slices.Concat([]string{"ro", "rw", "allow_other", "nonempty", "io_uring", "no_io_uring"}, kernelOptions(), []string{"cmk=", "endpoint=", "log=", "config=", "key-ttl="})
 			return usagef("unknown mount option %q%s\nhint: known are %s and what fstab says to others", opt, didYouMean(opt, known), strings.Join(known, ", "))
 		}
 	}
@@ -115,5 +118,5 @@ func helperArgs(args []string) ([]string, error) {
 }
 
 func optionsFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "o", Usage: "mount `OPTIONS`, comma-separated: ro, allow_other, nonempty, suid, dev, noexec, cmk=, endpoint=, log=, config=, key-ttl="}
+	return &cli.StringSliceFlag{Name: "o", Usage: "mount `OPTIONS`, comma-separated: ro, allow_other, nonempty, no_io_uring, suid, dev, noexec, cmk=, endpoint=, log=, config=, key-ttl="}
 }

@@ -1,0 +1,148 @@
+package device
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Of FUSE over io_uring (linux/fuse.h, protocol 7.42). The kernel puts a request into the memory of a worker: its header, its first argument and its size in one place, and everything else, the payload, in another. An answer
+// is its header, and a payload.
+const (
+	commandRegister = 1
+	commandCommit   = 2
+
+	ringHeaderSize = 288
+	argumentAt     = 128
+	commitAt       = 264 // the number by which the kernel knows the request when it is answered
+	payloadSizeAt  = 272
+	payloadAt      = 4 * page // in between: copies of short requests, answers to long ones
+)
+
+// maxQueues is for how many processors it is worthwhile to have a thread each.
+const maxQueues = 256
+
+// A queue is where the kernel puts what programs on one processor ask. Its workers are bound to that processor: a request takes two switches between threads there, and nobody is woken on another one.
+type queue struct {
+	cpu        int
+	workers    atomic.Int32
+	free       atomic.Int32 // workers that wait for a request, or are about to
+	recruiting atomic.Bool  // one more is on its way
+	first      <-chan error // what the first one says, see Conn.recruit
+}
+
+// queues returns a queue for each processor that there may be.
+func queues() ([]*queue, error) {
+	b, err := os.ReadFile("/sys/devices/system/cpu/possible")
+	if err != nil {
+		return nil, err
+	}
+	n, err := count(strings.TrimSpace(string(b)))
+	if err != nil {
+		return nil, err
+	}
+	if n > maxQueues {
+		return nil, fmt.Errorf("%d processors are more than %d", n, maxQueues)
+	}
+	all := make([]*queue, n)
+	for i := range all {
+		all[i] = &queue{cpu: i}
+	}
+	return all, nil
+}
+
+// count returns how many processors a list such as 0-3,8 has.
+func count(list string) (n int, err error) {
+	for r := range strings.SplitSeq(list, ",") {
+		from, to, ok := strings.Cut(r, "-")
+		if !ok {
+			to = from
+		}
+		first, err1 := strconv.Atoi(from)
+		last, err2 := strconv.Atoi(to)
+		if err := errors.Join(err1, err2); err != nil {
+			return 0, fmt.Errorf("list of processors: %w", err)
+		}
+		n += last - first + 1
+	}
+	return n, nil
+}
+
+// A ringWorker takes requests of one queue, one at a time, over a ring of its own.
+type ringWorker struct {
+	*worker
+	queue *queue
+	ring  *ring
+	lane  *lane // nil until there is something for it
+}
+
+// newRingWorker returns a worker of the calling thread, which is bound to the queue's processor if it may be there. It must be freed.
+func newRingWorker(q *queue) (*ringWorker, error) {
+	var cpu unix.CPUSet
+	cpu.Set(q.cpu)
+	_ = unix.SchedSetaffinity(0, &cpu)
+	memory, err := unix.Mmap(-1, 0, payloadAt+MaxRequest, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("memory for requests: %w", err)
+	}
+	r, err := newRing()
+	if err != nil {
+		_ = unix.Munmap(memory)
+		return nil, err
+	}
+	return &ringWorker{worker: &worker{memory: memory}, queue: q, ring: r}, nil
+}
+
+func (w *ringWorker) free() {
+	w.ring.close()
+	w.worker.free()
+	if w.lane != nil {
+		w.lane.free()
+	}
+}
+
+// register offers the worker to its queue, in the device fd.
+func (w *ringWorker) register(fd int) error {
+	memory := []unix.Iovec{{Base: &w.memory[0], Len: ringHeaderSize}, {Base: &w.memory[payloadAt], Len: MaxRequest}}
+	w.ring.prepare(fd, commandRegister, uint16(w.queue.cpu), 0, memory)
+	err := w.ring.submit(0)
+	runtime.KeepAlive(memory)
+	if err != nil {
+		return err
+	}
+	err, _ = w.ring.result() // there is none until the first request, unless it was refused
+	return err
+}
+
+// request returns the request in one piece, and where an answer to it can be put. What is long is not copied; what answers it never is long.
+func (w *ringWorker) request() (in, out []byte, long bool) {
+	m := w.memory
+	payload := int(*uint32At(m, payloadSizeAt))
+	argument := int(*uint32At(m, 0)) - inHeaderSize - payload
+	if long = payload >= page; long {
+		in, out = m[payloadAt-inHeaderSize-argument:payloadAt+payload], m[page:2*page]
+	} else {
+		in, out = m[page:][:inHeaderSize+argument+payload], m[payloadAt-outHeaderSize:]
+		copy(in[inHeaderSize+argument:], m[payloadAt:][:payload])
+	}
+	copy(in, m[:inHeaderSize])
+	copy(in[inHeaderSize:], m[argumentAt:][:argument])
+	return in, out, long
+}
+
+// answer puts an answer where the kernel expects it, and prepares to give it.
+func (w *ringWorker) answer(fd int, out []byte, long bool) {
+	m := w.memory
+	copy(m, out[:outHeaderSize])
+	if long {
+		copy(m[payloadAt:], out[outHeaderSize:])
+	}
+	*uint32At(m, payloadSizeAt) = uint32(len(out) - outHeaderSize)
+	w.ring.prepare(fd, commandCommit, uint16(w.queue.cpu), *uint64At(m, commitAt), nil)
+}

@@ -1,0 +1,249 @@
+package device
+
+import (
+	"errors"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What is told of rings when a file system is mounted, in the answer to the first request.
+const (
+	canRings   = 1 << 41 // capability
+	initFlags  = outHeaderSize + 12
+	initFlags2 = outHeaderSize + 32
+	initExt    = 1 << 30 // there are more than 32 capabilities
+)
+
+// What the kernel asks.
+const (
+	opRead        = 15
+	opNotifyReply = 41
+
+	readSizeAt = inHeaderSize + 16
+)
+
+const (
+	// much is from how many bytes on a read is left to another processor: 128 KiB take some 50 µs, and waking somebody there 10. A program that reads so much at once has the kernel
+	// read ahead, and goes on meanwhile; one that writes waits.
+	much = 128 << 10
+	// patience is for how many ticks an interrupt may come before its request.
+	patience = 50
+)
+
+// acceptRings adds to the answer to the first request that requests may come over rings.
+func acceptRings(answer []byte) {
+	*uint32At(answer, initFlags) |= initExt
+	*uint32At(answer, initFlags2) |= canRings >> 32
+}
+
+// recruit starts a worker of a queue, which takes requests once c.leave is closed. It says whether it is there, and then whether it has been registered. One that comes later than the first has the kernel look
+// for requests that wait: what is in a queue is given only to who has answered something.
+func (c *Conn) recruit(q *queue, late bool) (said <-chan error) {
+	says := make(chan error, 2)
+	q.workers.Add(1)
+	c.working.Add(1)
+	go func() {
+		defer c.working.Done()
+		defer q.workers.Add(-1)
+		runtime.LockOSThread() // for good: the thread is bound to a processor
+		w, err := newRingWorker(q)
+		says <- err
+		if err != nil {
+			return
+		}
+		defer w.free()
+		if <-c.leave; c.queues == nil {
+			return
+		}
+		q.free.Add(1)
+		err = w.register(c.fd)
+		says <- err
+		if err != nil {
+			q.free.Add(-1)
+			return
+		}
+		c.mu.Lock()
+		c.busy = append(c.busy, w.worker)
+		c.mu.Unlock()
+		if late {
+			_ = c.ask()
+		}
+		switch err := c.workRing(w); err {
+		case unix.ENOTCONN, unix.ECONNABORTED, unix.ECANCELED:
+			c.end(unix.ENODEV)
+		default:
+			c.end(err)
+		}
+	}()
+	return says
+}
+
+// enlist starts the first worker of each queue and reports whether all are there.
+func (c *Conn) enlist() bool {
+	c.leave = make(chan struct{})
+	all, err := queues()
+	for _, q := range all {
+		said := c.recruit(q, false)
+		if err = <-said; err != nil {
+			break
+		}
+		q.first = said
+	}
+	if err != nil {
+		c.log.Info("fuse: the kernel offers requests over io_uring, which cannot be had", "err", err)
+		close(c.leave)
+		return false
+	}
+	c.queues = all
+	return true
+}
+
+// dismiss sends the first workers away if serveRings has not been called.
+func (c *Conn) dismiss() {
+	if c.queues == nil {
+		return
+	}
+	select {
+	case <-c.leave:
+	default:
+		c.queues = nil
+		close(c.leave)
+		c.working.Wait()
+	}
+}
+
+// serveRings answers requests that come over rings. It reports whether the kernel has let us; if not, all requests are to be read.
+func (c *Conn) serveRings() bool {
+	close(c.leave)
+	var err error
+	for _, q := range c.queues {
+		err = errors.Join(err, <-q.first)
+	}
+	if err != nil {
+		c.log.Warn("fuse: the kernel takes no workers for requests over io_uring", "err", err)
+		return false
+	}
+	c.readRest()
+	c.working.Wait()
+	return true
+}
+
+// workRing answers requests until there are no more.
+func (c *Conn) workRing(w *ringWorker) error {
+	q := w.queue
+	for {
+		if err := w.ring.wait(); err != nil {
+			return err
+		}
+		if free := q.free.Add(-1); free == 0 && *uint32At(w.memory, 4) != opNotifyReply {
+			c.reinforce(q)
+		}
+		then := c.answerRing(w)
+		q.free.Add(1)
+		if then != nil {
+			if err := w.ring.submit(0); err != nil {
+				return err
+			}
+			// The next request may be this worker's already, so it must not be late for it.
+			c.working.Add(1)
+			go func() {
+				defer c.working.Done()
+				then()
+			}()
+		}
+	}
+}
+
+// reinforce starts one more worker of a queue, unless one is about to come: there shall always be one that is free, since others may wait for something slow.
+func (c *Conn) reinforce(q *queue) {
+	if c.ended.Load() || !q.recruiting.CompareAndSwap(false, true) {
+		return
+	}
+	said := c.recruit(q, true)
+	go func() {
+		defer q.recruiting.Store(false)
+		err := <-said
+		if err == nil {
+			err = <-said
+		}
+		if err != nil && !c.ended.Load() {
+			c.log.Warn("fuse: no more workers for requests over io_uring", "err", err)
+		}
+	}()
+}
+
+// answerRing has the request of a worker answered, and returns what can be done then.
+func (c *Conn) answerRing(w *ringWorker) (then func()) {
+	in, out, long := w.request()
+	unique, code, n := *uint64At(in, 8), *uint32At(in, 4), 0
+	w.unique.Store(unique)
+	defer w.unique.Store(0)
+	switch {
+	case code == opNotifyReply || c.ended.Load(): // see ask; else nobody waits, and end may have been here before
+	case readsMuch(in) && runtime.NumCPU() > 1 && w.hasLane():
+		// Who reads ahead goes on meanwhile, and needs this one.
+		w.lane.perform(func() { n, then = c.handle([][]byte{in}, [][]byte{out}) })
+	default:
+		n, then = c.handle([][]byte{in}, [][]byte{out})
+	}
+	if n == 0 { // the kernel wants to hear that nothing is to be answered
+		n = outHeaderSize
+		*uint32At(out, 0), *uint32At(out, 4), *uint64At(out, 8) = outHeaderSize, 0, unique
+	}
+	w.answer(c.fd, out[:n], long)
+	return then
+}
+
+// hasLane reports whether the worker has a lane, or can have one.
+func (w *ringWorker) hasLane() bool {
+	if w.lane == nil {
+		w.lane, _ = newLane()
+	}
+	return w.lane != nil
+}
+
+// readsMuch reports whether a request is for many bytes.
+func readsMuch(request []byte) bool {
+	return *uint32At(request, 4) == opRead && *uint32At(request, readSizeAt) >= much
+}
+
+// readRest answers what does not come over rings: what the kernel forgets, and which requests are to be interrupted. Nobody waits for that, so it waits until there is more of it.
+func (c *Conn) readRest() {
+	w := c.idle[0]
+	for {
+		n, err := c.sleep(w)
+		for ; err == nil; n, err = c.read(w) {
+			if *uint32At(w.in[0], 4) == opInterrupt {
+				c.interrupted(slices.Clone(w.in[0][:n]))
+			} else {
+				c.answer(w, n)
+			}
+		}
+		if err != unix.EAGAIN {
+			c.end(err)
+			return
+		}
+		time.Sleep(tick)
+	}
+}
+
+// interrupted has a request interrupted, which may come a little later than that, or may be answered.
+func (c *Conn) interrupted(in []byte) {
+	interrupt := func() bool {
+		n, _ := c.handle([][]byte{in}, [][]byte{make([]byte, page)})
+		return n == 0
+	}
+	if interrupt() {
+		return
+	}
+	c.working.Add(1)
+	go func() {
+		defer c.working.Done()
+		for i := 0; i < patience && !interrupt() && !c.ended.Load(); i++ {
+			time.Sleep(tick)
+		}
+	}()
+}
