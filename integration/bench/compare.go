@@ -2,14 +2,28 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
+	"os"
+	"slices"
 	"strings"
 )
 
-// compare prints every row on every system.
+// compare prints every row on every system. Where the kernel can offer requests over io_uring(7), kmsfs is measured with them and without.
 func (b *bench) compare(ctx context.Context) (err error) {
-	ours, peers := b.volume("kmsfs", ""), []system(nil)
+	restore, rings, err := offerRings()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, restore()) }()
+	ours, peers := []system{b.volume("kmsfs", "", "-o no_io_uring")}, []system(nil)
+	if rings {
+		ours = append(ours, b.volume("kmsfs, io_uring", "", "-o io_uring"))
+	} else {
+		note("this kernel does not offer requests over io_uring")
+	}
 	if !b.check {
 		if peers, err = b.peers(ctx); err != nil {
 			return err
@@ -19,7 +33,7 @@ func (b *bench) compare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	systems, rows, r := append(peers, ours), append(dataRows(), treeRows()...), make(results)
+	systems, rows, r := slices.Concat(peers, ours), append(dataRows(), treeRows()...), make(results)
 	for run := range b.runs {
 		for _, s := range systems {
 			what := fmt.Sprintf("run %d of %d, %s", run+1, b.runs, s.name)
@@ -30,7 +44,9 @@ func (b *bench) compare(ctx context.Context) (err error) {
 	}
 	b.print(r.table("", rows, systems))
 	if len(peers) > 0 {
-		b.print(r.ratios(rows, ours, peers))
+		for _, s := range ours {
+			b.print(r.ratios(rows, s, peers))
+		}
 	}
 	return d.remove(ctx)
 }
@@ -57,4 +73,17 @@ func (r results) measure(ctx context.Context, d *disk, s system, rows []row, l l
 		r.add(w.name, s.name, v)
 	}
 	return m.remove(ctx)
+}
+
+// offerRings has the kernel offer requests over io_uring(7) to who mounts from now on, until restore is called. ok is false where it cannot.
+func offerRings() (restore func() error, ok bool, err error) {
+	const parameter = "/sys/module/fuse/parameters/enable_uring"
+	was, err := os.ReadFile(parameter)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() error { return nil }, false, nil
+	} else if err != nil {
+		return nil, false, err
+	}
+	restore = func() error { return os.WriteFile(parameter, was, 0) }
+	return restore, true, os.WriteFile(parameter, []byte("Y"), 0)
 }

@@ -151,7 +151,7 @@ func names(ctx context.Context, dir string, do func(page []string) error) error 
 func (b *bench) mountNames(ctx context.Context, m *mounted) error {
 	const mounts = 9
 	t := newTable("Mounting", "volume", "ms")
-	empty, err := newMounted(m.disk, b.volume("empty", ""))
+	empty, err := newMounted(m.disk, b.volume("empty", "", ""))
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func (b *bench) on(ctx context.Context, gigabytes, inodes int, do func(*mounted)
 	if err != nil {
 		return err
 	}
-	m, err := newMounted(d, b.volume("kmsfs", ""))
+	m, err := newMounted(d, b.volume("kmsfs", "", ""))
 	if err != nil {
 		return err
 	}

@@ -30,15 +30,15 @@ func (w *workplace) newKmsfs(ctx context.Context) (*kmsfs, error) {
 	return k, sh(ctx, w.dir, k.program+" key new "+k.cmk)
 }
 
-// volume is a system of volumes made with flags of init.
-func (k *kmsfs) volume(name, flags string) system {
+// volume is a system of volumes made with flags of init, and mounted with flags of mount.
+func (k *kmsfs) volume(name, init, mount string) system {
 	return system{name, false, func(ctx context.Context, below, above string) error {
 		if _, err := os.Stat(filepath.Join(below, ".kmsfs")); err != nil {
-			if err := sh(ctx, "/", fmt.Sprintf("%s init --cmk local:%s %s %s", k.program, k.cmk, flags, below)); err != nil {
+			if err := sh(ctx, "/", fmt.Sprintf("%s init --cmk local:%s %s %s", k.program, k.cmk, init, below)); err != nil {
 				return err
 			}
 		}
-		return sh(ctx, "/", fmt.Sprintf("%s mount --log /dev/null %s %s", k.program, below, above))
+		return sh(ctx, "/", fmt.Sprintf("%s mount %s --log /dev/null %s %s", k.program, mount, below, above))
 	}, func(ctx context.Context, above string) error {
 		return sh(ctx, "/", k.program+" umount "+above)
 	}}

@@ -8,16 +8,16 @@ import (
 
 func studyCiphers(ctx context.Context, b *bench) error {
 	return b.volumes(ctx, "Ciphers, segments of 4 KiB", []system{
-		b.volume("AES-256", "--algorithm aes-256-gcm"),
-		b.volume("AES-128", "--algorithm aes-128-gcm"),
-		b.volume("SM4", "--algorithm sm4-128-gcm"),
+		b.volume("AES-256", "--algorithm aes-256-gcm", ""),
+		b.volume("AES-128", "--algorithm aes-128-gcm", ""),
+		b.volume("SM4", "--algorithm sm4-128-gcm", ""),
 	})
 }
 
 func studySegments(ctx context.Context, b *bench) error {
 	var systems []system
 	for kib := 4; kib <= 64; kib *= 2 {
-		systems = append(systems, b.volume(fmt.Sprint(kib, " KiB"), fmt.Sprint("--segment-size ", kib<<10)))
+		systems = append(systems, b.volume(fmt.Sprint(kib, " KiB"), fmt.Sprint("--segment-size ", kib<<10), ""))
 	}
 	return b.volumes(ctx, "Segment sizes, AES-256", systems)
 }
