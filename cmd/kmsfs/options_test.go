@@ -16,6 +16,8 @@ func TestOptions(t *testing.T) {
 		{[][]string{{"rw,noatime,nofail,_netdev,x-systemd.automount,X-mount.mkdir,comment=x,user=joe,auto,defaults"}}, mountOptions{}},
 		{[][]string{{"ro,allow_other"}, {"nonempty"}}, mountOptions{readOnly: true, allowOther: true, nonEmpty: true}},
 		{[][]string{{"ro", "rw"}}, mountOptions{}},
+		{[][]string{{"no_io_uring"}}, mountOptions{noRings: true}},
+		{[][]string{{"no_io_uring"}, {"io_uring"}}, mountOptions{}},
 		{[][]string{{"ro"}, {"rw", "ro"}}, mountOptions{readOnly: true}},
 		{[][]string{{"suid,nosuid,noexec"}}, mountOptions{kernel: []string{"suid", "nosuid", "noexec"}}},
 		{[][]string{{"cmk=local:/a=b,cmk=local:/c"}}, mountOptions{cmks: []string{"local:/a=b", "local:/c"}}},
