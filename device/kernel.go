@@ -41,9 +41,17 @@ func (c *Conn) notify(code uint32, b, data []byte) error {
 	return err
 }
 
-// ask has the kernel ask something in turn that needs no answer: it sends back nothing of the root's content.
-func (c *Conn) ask() error {
-	b := make([]byte, outHeaderSize+32)
-	*uint64At(b, 16), *uint64At(b, 24) = 1, 1 // a number, which must not be 0, and the node
-	return c.notify(notifyRetrieve, b, nil)
+// asked is from where the numbers of what ask has asked for go up, in twos, as the kernel's own do, which begin at 2. No two may be the same: that is what an answer over io_uring is found by.
+const asked = 1 << 62
+
+// ask has the kernel ask something in turn that needs no answer: it sends back nothing of a file's content. Of directories Linux 6.18.42 and 7.1 do not do that any more.
+func (c *Conn) ask() (err error) {
+	for _, node := range append(c.files(), 1) {
+		b := make([]byte, outHeaderSize+32)
+		*uint64At(b, 16), *uint64At(b, 24) = asked+2*c.asks.Add(1), node
+		if err = c.notify(notifyRetrieve, b, nil); err == nil {
+			break
+		}
+	}
+	return err
 }

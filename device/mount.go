@@ -23,11 +23,12 @@ const MaxRequest = 1 << 20
 
 // Options say how a file system is mounted.
 type Options struct {
-	Type    string       // the subtype: the kernel shows fuse.Type
-	Source  string       // what the table of mounts shows as the device
-	Options []string     // as the kernel spells them, such as "suid", "noexec", "ro" or "allow_other"; nosuid,nodev is the default
-	Rings   bool         // take requests over io_uring(7) where the kernel offers that
-	Logger  *slog.Logger // default: slog.Default()
+	Type    string          // the subtype: the kernel shows fuse.Type
+	Source  string          // what the table of mounts shows as the device
+	Options []string        // as the kernel spells them, such as "suid", "noexec", "ro" or "allow_other"; nosuid,nodev is the default
+	Rings   bool            // take requests over io_uring(7) where the kernel offers that
+	Files   func() []uint64 // for Rings: some files that the kernel has, unless it has forgotten them meanwhile; may be called at any time
+	Logger  *slog.Logger    // default: slog.Default()
 }
 
 // A Conn is the kernel's side of a mounted file system. Its methods may be called by several goroutines at once.
@@ -68,7 +69,7 @@ func Mount(mountpoint string, o Options) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
-	c.rings = o.Rings
+	c.rings, c.files = o.Rings, o.Files
 	c.stirred = make(chan struct{}, 1)
 	return c, nil
 }

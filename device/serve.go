@@ -53,7 +53,9 @@ type serving struct {
 	dozing  atomic.Bool   // the watch waits for stirred
 	stirred chan struct{} // of capacity 1: somebody has taken a request
 
-	rings  bool          // requests may come over io_uring
+	rings  bool // requests may come over io_uring
+	files  func() []uint64
+	asks   atomic.Uint64 // see ask
 	queues []*queue      // nil unless they do
 	leave  chan struct{} // closed when the workers of queues may begin
 

@@ -144,7 +144,7 @@ func (f *FS) mount(mountpoint string, c Config) (err error) {
 	if c.ReadOnly {
 		options = append(options, "ro")
 	}
-	f.kernel, err = device.Mount(mountpoint, device.Options{Type: "kmsfs", Source: c.Volume.Dir(), Options: options, Rings: !c.NoRings, Logger: c.Logger})
+	f.kernel, err = device.Mount(mountpoint, device.Options{Type: "kmsfs", Source: c.Volume.Dir(), Options: options, Rings: !c.NoRings, Files: f.nodes.files, Logger: c.Logger})
 	if err != nil {
 		return err
 	}
