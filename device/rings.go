@@ -51,23 +51,20 @@ func (c *Conn) recruit(q *queue, late bool) (said <-chan error) {
 		runtime.LockOSThread() // for good: the thread is bound to a processor
 		w, err := newRingWorker(q)
 		says <- err
+		if err == nil {
+			defer w.free()
+			if <-c.leave; c.queues == nil {
+				return
+			}
+			err = c.register(w)
+			says <- err
+		}
+		if late {
+			q.recruiting.Store(false) // before it takes anything, since it may be busy from then on
+		}
 		if err != nil {
 			return
 		}
-		defer w.free()
-		if <-c.leave; c.queues == nil {
-			return
-		}
-		q.free.Add(1)
-		err = w.register(c.fd)
-		says <- err
-		if err != nil {
-			q.free.Add(-1)
-			return
-		}
-		c.mu.Lock()
-		c.busy = append(c.busy, w.worker)
-		c.mu.Unlock()
 		if late {
 			_ = c.ask()
 		}
@@ -79,6 +76,19 @@ func (c *Conn) recruit(q *queue, late bool) (said <-chan error) {
 		}
 	}()
 	return says
+}
+
+// register offers a worker to its queue.
+func (c *Conn) register(w *ringWorker) error {
+	w.queue.free.Add(1)
+	if err := w.register(c.fd); err != nil {
+		w.queue.free.Add(-1)
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.busy = append(c.busy, w.worker)
+	return nil
 }
 
 // enlist starts the first worker of each queue and reports whether all are there.
@@ -163,8 +173,9 @@ func (c *Conn) reinforce(q *queue) {
 		return
 	}
 	said := c.recruit(q, true)
+	c.working.Add(1)
 	go func() {
-		defer q.recruiting.Store(false)
+		defer c.working.Done()
 		err := <-said
 		if err == nil {
 			err = <-said
