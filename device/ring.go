@@ -93,10 +93,10 @@ func (r *ring) prepare(fd int, command uint32, queue uint16, commit uint64, memo
 	r.given.Add(1)
 }
 
-// submit gives the kernel the command, if it has not got it yet, and waits for so many results.
+// submit gives the kernel the command, if it has not got it yet, and waits for so many results, 1 or 0. If it does not wait, the only result may be that the command was refused: no request is taken yet.
 func (r *ring) submit(results uintptr) error {
 	n := r.given.Load() - r.taken.Load()
-	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(n), results, enterGetEvent, 0, 0)
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(n), results, enterGetEvent*results, 0, 0)
 	if errno != 0 && errno != unix.EINTR && errno != unix.EAGAIN && errno != unix.EBUSY {
 		return errno
 	}
