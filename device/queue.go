@@ -69,6 +69,9 @@ func count(list string) (n int, err error) {
 		if err := errors.Join(err1, err2); err != nil {
 			return 0, fmt.Errorf("list of processors: %w", err)
 		}
+		if first < 0 || last < first || last > 1<<20 {
+			return 0, fmt.Errorf("list of processors: %q is no range", r)
+		}
 		n += last - first + 1
 	}
 	return n, nil
