@@ -105,6 +105,7 @@ func (c *Conn) enlist() bool {
 	if err != nil {
 		c.log.Info("fuse: the kernel offers requests over io_uring, which cannot be had", "err", err)
 		close(c.leave)
+		c.working.Wait()
 		return false
 	}
 	c.queues = all
