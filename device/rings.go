@@ -190,11 +190,13 @@ func (c *Conn) reinforce(q *queue) {
 // answerRing has the request of a worker answered, and returns what can be done then.
 func (c *Conn) answerRing(w *ringWorker) (then func()) {
 	in, out, long := w.request()
-	unique, code, n := *uint64At(in, 8), *uint32At(in, 4), 0
+	unique, code, n, errno := *uint64At(in, 8), *uint32At(in, 4), 0, unix.Errno(0)
 	w.unique.Store(unique)
 	defer w.unique.Store(0)
 	switch {
-	case code == opNotifyReply || c.ended.Load(): // see ask; else nobody waits, and end may have been here before
+	case code == opNotifyReply: // see ask
+	case c.ended.Load(): // end may have been here before, and would not interrupt it
+		errno = unix.EIO
 	case readsMuch(in) && runtime.NumCPU() > 1 && w.hasLane():
 		// Who reads ahead goes on meanwhile, and needs this one.
 		w.lane.perform(func() { n, then = c.handle([][]byte{in}, [][]byte{out}) })
@@ -203,7 +205,7 @@ func (c *Conn) answerRing(w *ringWorker) (then func()) {
 	}
 	if n == 0 { // the kernel wants to hear that nothing is to be answered
 		n = outHeaderSize
-		*uint32At(out, 0), *uint32At(out, 4), *uint64At(out, 8) = outHeaderSize, 0, unique
+		*uint32At(out, 0), *uint32At(out, 4), *uint64At(out, 8) = outHeaderSize, uint32(-int32(errno)), unique
 	}
 	w.answer(c.fd, out[:n], long)
 	return then
