@@ -61,21 +61,26 @@ func (c *Conn) recruit(q *queue, late bool) (said <-chan error) {
 		}
 		if late {
 			q.recruiting.Store(false) // before it takes anything, since it may be busy from then on
+			if err == nil {
+				_ = c.ask()
+			} else if !gone(err) {
+				c.log.Warn("fuse: no more workers for requests over io_uring", "err", err)
+			}
 		}
 		if err != nil {
 			return
 		}
-		if late {
-			_ = c.ask()
+		if err = c.workRing(w); gone(err) {
+			err = unix.ENODEV
 		}
-		switch err := c.workRing(w); err {
-		case unix.ENOTCONN, unix.ECONNABORTED, unix.ECANCELED:
-			c.end(unix.ENODEV)
-		default:
-			c.end(err)
-		}
+		c.end(err)
 	}()
 	return says
+}
+
+// gone reports whether an error of a ring says that the mount is gone.
+func gone(err error) bool {
+	return err == unix.ENOTCONN || err == unix.ECONNABORTED || err == unix.ECANCELED
 }
 
 // register offers a worker to its queue.
@@ -170,21 +175,9 @@ func (c *Conn) workRing(w *ringWorker) error {
 
 // reinforce starts one more worker of a queue, unless one is about to come: there shall always be one that is free, since others may wait for something slow.
 func (c *Conn) reinforce(q *queue) {
-	if c.ended.Load() || !q.recruiting.CompareAndSwap(false, true) {
-		return
+	if !c.ended.Load() && q.recruiting.CompareAndSwap(false, true) {
+		c.recruit(q, true)
 	}
-	said := c.recruit(q, true)
-	c.working.Add(1)
-	go func() {
-		defer c.working.Done()
-		err := <-said
-		if err == nil {
-			err = <-said
-		}
-		if err != nil && !c.ended.Load() {
-			c.log.Warn("fuse: no more workers for requests over io_uring", "err", err)
-		}
-	}()
 }
 
 // answerRing has the request of a worker answered, and returns what can be done then.
