@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -112,14 +112,14 @@ func (w *ringWorker) free() {
 
 // register offers the worker to its queue, in the device fd.
 func (w *ringWorker) register(fd int) error {
-	memory := []unix.Iovec{{Base: &w.memory[0], Len: ringHeaderSize}, {Base: &w.memory[payloadAt], Len: MaxRequest}}
-	w.ring.prepare(fd, commandRegister, uint16(w.queue.cpu), 0, memory)
-	err := w.ring.submit(0)
-	runtime.KeepAlive(memory)
-	if err != nil {
+	// The kernel reads this when it is submitted: it must not be on the stack, which may have moved by then.
+	memory := (*[2]unix.Iovec)(unsafe.Pointer(&w.memory[page]))
+	*memory = [2]unix.Iovec{{Base: &w.memory[0], Len: ringHeaderSize}, {Base: &w.memory[payloadAt], Len: MaxRequest}}
+	w.ring.prepare(fd, commandRegister, uint16(w.queue.cpu), 0, memory[:])
+	if err := w.ring.submit(0); err != nil {
 		return err
 	}
-	err, _ = w.ring.result() // there is none until the first request, unless it was refused
+	err, _ := w.ring.result() // there is none until the first request, unless it was refused
 	return err
 }
 
