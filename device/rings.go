@@ -183,20 +183,20 @@ func (c *Conn) reinforce(q *queue) {
 // answerRing has the request of a worker answered, and returns what can be done then.
 func (c *Conn) answerRing(w *ringWorker) (then func()) {
 	in, out, long := w.request()
-	unique, code, n, errno := *uint64At(in, 8), *uint32At(in, 4), 0, unix.Errno(0)
+	unique, code, n, errno := *uint64At(in, 8), *uint32At(in, 4), 0, unix.EIO
 	w.unique.Store(unique)
 	defer w.unique.Store(0)
 	switch {
 	case code == opNotifyReply: // see ask
+		errno = 0
 	case c.ended.Load(): // end may have been here before, and would not interrupt it
-		errno = unix.EIO
 	case readsMuch(in) && runtime.NumCPU() > 1 && w.hasLane():
 		// Who reads ahead goes on meanwhile, and needs this one.
 		w.lane.perform(func() { n, then = c.handle([][]byte{in}, [][]byte{out}) })
 	default:
 		n, then = c.handle([][]byte{in}, [][]byte{out})
 	}
-	if n == 0 { // the kernel wants to hear that nothing is to be answered
+	if n == 0 { // the kernel wants to hear something: nobody may take a request for done that the handler could not answer
 		n = outHeaderSize
 		*uint32At(out, 0), *uint32At(out, 4), *uint64At(out, 8) = outHeaderSize, uint32(-int32(errno)), unique
 	}
