@@ -22,7 +22,9 @@ const (
 	argumentAt     = 128
 	commitAt       = 264 // the number by which the kernel knows the request when it is answered
 	payloadSizeAt  = 272
-	payloadAt      = 4 * page // in between: copies of short requests, answers to long ones
+	payloadAt      = 4 * page               // in between: copies of short requests
+	longAnswerAt   = payloadAt + MaxRequest // of answers to long ones
+	ringMemory     = longAnswerAt + MaxRequest + page
 )
 
 // maxQueues is for how many processors it is worthwhile to have a thread each.
@@ -90,7 +92,7 @@ func newRingWorker(q *queue) (*ringWorker, error) {
 	var cpu unix.CPUSet
 	cpu.Set(q.cpu)
 	_ = unix.SchedSetaffinity(0, &cpu)
-	memory, err := unix.Mmap(-1, 0, payloadAt+MaxRequest, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	memory, err := unix.Mmap(-1, 0, ringMemory, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("memory for requests: %w", err)
 	}
@@ -123,15 +125,15 @@ func (w *ringWorker) register(fd int) error {
 	return err
 }
 
-// request returns the request in one piece, and where an answer to it can be put. What is long is not copied; what answers it never is long.
+// request returns the request in one piece, and where an answer to it can be put. What is long is not copied, but the answer to it is: it is short, but for some ioctl(2).
 func (w *ringWorker) request() (in, out []byte, long bool) {
 	m := w.memory
 	payload := int(*uint32At(m, payloadSizeAt))
 	argument := int(*uint32At(m, 0)) - inHeaderSize - payload
 	if long = payload >= page; long {
-		in, out = m[payloadAt-inHeaderSize-argument:payloadAt+payload], m[page:2*page]
+		in, out = m[payloadAt-inHeaderSize-argument:payloadAt+payload], m[longAnswerAt:]
 	} else {
-		in, out = m[page:][:inHeaderSize+argument+payload], m[payloadAt-outHeaderSize:]
+		in, out = m[page:][:inHeaderSize+argument+payload], m[payloadAt-outHeaderSize:longAnswerAt]
 		copy(in[inHeaderSize+argument:], m[payloadAt:][:payload])
 	}
 	copy(in, m[:inHeaderSize])

@@ -1,6 +1,7 @@
 package device
 
 import (
+	"slices"
 	"sync/atomic"
 	"testing"
 
@@ -10,7 +11,7 @@ import (
 // newRequest returns a worker that has been given a request with an argument of 16 bytes and such a payload, but no ring of the kernel's.
 func newRequest(code uint32, payload int) *ringWorker {
 	r := &ring{entry: make([]byte, entrySize), taken: new(atomic.Uint32), given: new(atomic.Uint32)}
-	w := &ringWorker{worker: &worker{memory: make([]byte, payloadAt+MaxRequest)}, queue: new(queue), ring: r}
+	w := &ringWorker{worker: &worker{memory: make([]byte, ringMemory)}, queue: new(queue), ring: r}
 	*uint32At(w.memory, 0), *uint32At(w.memory, 4), *uint64At(w.memory, 8) = uint32(inHeaderSize+16+payload), code, 4
 	*uint32At(w.memory, payloadSizeAt) = uint32(payload)
 	return w
@@ -26,6 +27,30 @@ func TestUnanswered(t *testing.T) {
 		c.answerRing(w)
 		if got := int32(*uint32At(w.memory, 4)); got != want || *uint64At(w.memory, 8) != 4 {
 			t.Errorf("request %d was answered %d, want %d", code, got, want)
+		}
+	}
+}
+
+// TestPlaces has room for the longest answer to a request of any size, which is not where the request is.
+func TestPlaces(t *testing.T) {
+	for _, payload := range []int{0, 1, page - 1, page, MaxRequest} {
+		w := newRequest(opRead, payload)
+		in, out, long := w.request()
+		if len(in) != inHeaderSize+16+payload || len(out) < outHeaderSize+MaxRequest {
+			t.Fatalf("payload of %d bytes: the request has %d, the answer may have %d", payload, len(in), len(out))
+		}
+		clear(out)
+		for i := range in {
+			in[i] = 1
+		}
+		if slices.Contains(out, 1) {
+			t.Errorf("payload of %d bytes: request and answer overlap", payload)
+		}
+		out = out[:outHeaderSize+MaxRequest]
+		out[outHeaderSize], out[len(out)-1] = 2, 3
+		w.answer(0, out, long)
+		if m := w.memory[payloadAt:longAnswerAt]; m[0] != 2 || m[MaxRequest-1] != 3 {
+			t.Errorf("payload of %d bytes: the answer's is not in its place", payload)
 		}
 	}
 }
