@@ -39,24 +39,35 @@ type queue struct {
 	first      <-chan error // what the first one says, see Conn.recruit
 }
 
-// queues returns a queue for each processor that there may be.
+// queues returns a queue for each processor that there may be. The calling thread must be allowed on all that are there: what a worker asks (Conn.ask) comes to the queue of the processor where it does.
 func queues() ([]*queue, error) {
-	b, err := os.ReadFile("/sys/devices/system/cpu/possible")
-	if err != nil {
-		return nil, err
-	}
-	n, err := count(strings.TrimSpace(string(b)))
-	if err != nil {
+	n, err1 := processors("possible")
+	online, err2 := processors("online")
+	var ours unix.CPUSet
+	err3 := unix.SchedGetaffinity(0, &ours)
+	if err := errors.Join(err1, err2, os.NewSyscallError("sched_getaffinity", err3)); err != nil {
 		return nil, err
 	}
 	if n > maxQueues {
 		return nil, fmt.Errorf("%d processors are more than %d", n, maxQueues)
+	}
+	if ours.Count() < online {
+		return nil, fmt.Errorf("of %d processors only %d may be used", online, ours.Count())
 	}
 	all := make([]*queue, n)
 	for i := range all {
 		all[i] = &queue{cpu: i}
 	}
 	return all, nil
+}
+
+// processors returns how many processors are possible, or online.
+func processors(which string) (int, error) {
+	b, err := os.ReadFile("/sys/devices/system/cpu/" + which)
+	if err != nil {
+		return 0, err
+	}
+	return count(strings.TrimSpace(string(b)))
 }
 
 // count returns how many processors a list such as 0-3,8 has.

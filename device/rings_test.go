@@ -286,9 +286,13 @@ func setParameter(t *testing.T, value string) {
 	}
 }
 
-// onRings returns one whose requests come over rings, nil if this kernel has none. Once the first answer is there, the kernel does not look at its parameter again.
+// onRings returns one whose requests come over rings, nil if this kernel has none, or we may not use all processors. Once the first answer is there, the kernel does not look at its parameter again.
 func onRings(t *testing.T) *served {
 	t.Helper()
+	if _, err := queues(); err != nil {
+		t.Log(err)
+		return nil
+	}
 	const tries = 20 // others, which do not ask us, may have the kernel offer no rings at the wrong moment
 	for range tries {
 		var s *served
