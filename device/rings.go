@@ -63,7 +63,7 @@ func (c *Conn) recruit(q *queue, late bool) (said <-chan error) {
 			q.recruiting.Store(false) // before it takes anything, since it may be busy from then on
 			if err == nil {
 				_ = c.ask()
-			} else if !gone(err) {
+			} else if !gone(err) && !c.short.Swap(true) {
 				c.log.Warn("fuse: no more workers for requests over io_uring", "err", err)
 			}
 		}

@@ -58,6 +58,7 @@ type serving struct {
 	asks   atomic.Uint64 // see ask
 	queues []*queue      // nil unless they do
 	leave  chan struct{} // closed when the workers of queues may begin
+	short  atomic.Bool   // that there are too few of them has been said
 
 	mu   sync.Mutex
 	busy []*worker // all that run; guarded by mu
