@@ -9,7 +9,7 @@ TAGS    ?= # noalibaba, nohuawei: leave a provider and its SDK out
 # Whatever is no command and does not run one.
 LIBRARIES = $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/)
 
-.PHONY: all build deps deps-databases deps-bench demo test check unit race integration sm4 bench bench-quick bench-scale bench-check fuzz freeze powercut price model install uninstall clean
+.PHONY: all build deps deps-databases deps-bench demo test check unit race integration rings sm4 bench bench-quick bench-scale bench-check fuzz freeze powercut price model install uninstall clean
 
 all: build
 
@@ -38,7 +38,7 @@ demo: deps
 	$(GO) build -tags 'noalibaba,nohuawei' -o $(BIN)/demo/kmsfs ./cmd/kmsfs
 	@./scripts/demo.sh $(BIN)/demo/kmsfs
 
-test: deps deps-databases check unit race bench-check integration
+test: deps deps-databases check unit race bench-check integration rings
 
 check:
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
@@ -58,6 +58,11 @@ race:
 # The tests drive the built binary on real mounts; they need root and FUSE.
 integration:
 	$(GO) test -p 1 -count=1 -timeout 25m ./integration/...
+
+# Those tests again that depend most on how requests come from the kernel, the other way than this machine's kernel has it: over io_uring(7), or not. The line that they print where there is but one way
+# is seen since the package is not named.
+rings:
+	cd integration && KMSFS_TEST_RINGS=other $(GO) test -count=1 -timeout 15m
 
 # The tests again, on volumes of SM4.
 sm4:
