@@ -90,8 +90,12 @@ func ringsSet() bool {
 	return strings.TrimSpace(string(b)) == "Y"
 }
 
-// ringsWork reports whether there is io_uring, which a container or the machine may forbid.
+// ringsWork reports whether there is io_uring, which a container or the machine may forbid, and whether we may use all processors.
 func ringsWork() bool {
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	if runtime.NumCPU() < len(regexp.MustCompile(`(?m)^processor\s*:`).FindAll(info, -1)) {
+		return false
+	}
 	var params [120]byte
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
 	if errno == 0 {
