@@ -2,6 +2,7 @@ package device
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -266,6 +267,19 @@ func offer(t *testing.T, on bool, do func()) bool {
 		return false
 	}
 	defer f.Close()
+	err = within(t, onProcessor(processor(t), func() error {
+		r, err := newRing()
+		if err == nil {
+			r.close()
+		}
+		return err
+	}), "a ring")
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) { // as in most containers
+		t.Logf("io_uring is not for us: %v", err)
+		return false
+	} else if err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
