@@ -123,6 +123,9 @@ func (w *ringWorker) free() {
 	}
 }
 
+// clear gives the memory of payloads back, whose content has been used. It may be locked.
+func (w *ringWorker) clear() { _ = unix.Madvise(w.memory[payloadAt:], unix.MADV_DONTNEED_LOCKED) }
+
 // register offers the worker to its queue, in the device fd.
 func (w *ringWorker) register(fd int) error {
 	// The kernel reads this when it is submitted: it must not be on the stack, which may have moved by then.

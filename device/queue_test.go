@@ -13,11 +13,11 @@ import (
 
 // TestNoRings has no descriptor for a ring, or none for the last one: requests are read, and nothing is left of what was there.
 func TestNoRings(t *testing.T) {
-	all, err := queues()
+	all, err := processors("possible")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, few := range []int{0, len(all) - 1} {
+	for _, few := range []int{0, all - 1} {
 		before := open(t)
 		var s *served
 		var was unix.Rlimit
@@ -165,32 +165,4 @@ func TestForeignProcessor(t *testing.T) {
 			t.Error(err)
 		}
 	})
-}
-
-// TestQueues has no queues where not all processors may be used.
-func TestQueues(t *testing.T) {
-	if all, err := queues(); err == nil && len(all) < runtime.NumCPU() {
-		t.Errorf("%d queues for %d processors", len(all), runtime.NumCPU())
-	}
-	errs := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good
-		var cpus unix.CPUSet
-		err := unix.SchedGetaffinity(0, &cpus)
-		for i := 0; err == nil && cpus.Count() > 1; i++ {
-			cpus.Clear(i)
-		}
-		if err == nil {
-			err = unix.SchedSetaffinity(0, &cpus)
-		}
-		if err != nil {
-			t.Error(err)
-		}
-		_, err = queues()
-		errs <- err
-	}()
-	online, err := processors("online")
-	if got := <-errs; err != nil || (got == nil) != (online == 1) {
-		t.Errorf("%d processors (%v), of which one may be used: %v", online, err, got)
-	}
 }

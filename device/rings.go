@@ -2,6 +2,7 @@ package device
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"time"
@@ -29,6 +30,10 @@ const (
 	// much is from how many bytes on a read is left to another processor: 128 KiB take some 50 µs, and waking somebody there 10. A program that reads so much at once has the kernel
 	// read ahead, and goes on meanwhile; one that writes waits.
 	much = 128 << 10
+	// maxWorkers is how many requests may wait for something slow at a time: each takes a thread, and a process that can have no more of them ends.
+	maxWorkers = 512
+	// roomy is how many workers of a queue keep the memory that a large request has used: a program that reads ahead has some of them.
+	roomy = 16
 	// patience is for how many ticks an interrupt may come before its request.
 	patience = 50
 )
@@ -63,8 +68,8 @@ func (c *Conn) recruit(q *queue, late bool) (said <-chan error) {
 			q.recruiting.Store(false) // before it takes anything, since it may be busy from then on
 			if err == nil {
 				_ = c.ask()
-			} else if !gone(err) && !c.short.Swap(true) {
-				c.log.Warn("fuse: no more workers for requests over io_uring", "err", err)
+			} else if !gone(err) {
+				c.tooFew(err)
 			}
 		}
 		if err != nil {
@@ -157,12 +162,18 @@ func (c *Conn) workRing(w *ringWorker) error {
 		if free := q.free.Add(-1); free == 0 && *uint32At(w.memory, 4) != opNotifyReply {
 			c.reinforce(q)
 		}
-		then := c.answerRing(w)
+		then, large := c.answerRing(w)
 		q.free.Add(1)
-		if then != nil {
+		spare := large && q.workers.Load() > roomy
+		if then != nil || spare {
 			if err := w.ring.submit(0); err != nil {
 				return err
 			}
+		}
+		if spare {
+			w.clear()
+		}
+		if then != nil {
 			// The next request may be this worker's already, so it must not be late for it.
 			c.working.Add(1)
 			go func() {
@@ -175,14 +186,32 @@ func (c *Conn) workRing(w *ringWorker) error {
 
 // reinforce starts one more worker of a queue, unless one is about to come: there shall always be one that is free, since others may wait for something slow.
 func (c *Conn) reinforce(q *queue) {
-	if !c.ended.Load() && q.recruiting.CompareAndSwap(false, true) {
-		c.recruit(q, true)
+	if c.ended.Load() || !q.recruiting.CompareAndSwap(false, true) {
+		return
+	}
+	all := int32(0)
+	for _, q := range c.queues {
+		all += q.workers.Load()
+	}
+	if all >= int32(maxWorkers+len(c.queues)) {
+		q.recruiting.Store(false)
+		c.tooFew(fmt.Errorf("%d requests wait for something slow", all))
+		return
+	}
+	c.recruit(q, true)
+}
+
+// tooFew says once that requests wait because there are no more workers.
+func (c *Conn) tooFew(err error) {
+	if !c.short.Swap(true) {
+		c.log.Warn("fuse: no more workers for requests over io_uring", "err", err)
 	}
 }
 
-// answerRing has the request of a worker answered, and returns what can be done then.
-func (c *Conn) answerRing(w *ringWorker) (then func()) {
+// answerRing has the request of a worker answered. It returns what can be done then, and whether much of the worker's memory was used.
+func (c *Conn) answerRing(w *ringWorker) (then func(), large bool) {
 	in, out, long := w.request()
+	large = len(in) >= much || readsMuch(in)
 	unique, code, n, errno := *uint64At(in, 8), *uint32At(in, 4), 0, unix.EIO
 	w.unique.Store(unique)
 	defer w.unique.Store(0)
@@ -201,7 +230,7 @@ func (c *Conn) answerRing(w *ringWorker) (then func()) {
 		*uint32At(out, 0), *uint32At(out, 4), *uint64At(out, 8) = outHeaderSize, uint32(-int32(errno)), unique
 	}
 	w.answer(c.fd, out[:n], long)
-	return then
+	return then, large
 }
 
 // hasLane reports whether the worker has a lane, or can have one.
