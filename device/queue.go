@@ -139,6 +139,18 @@ func (w *ringWorker) register(fd int) error {
 	return err
 }
 
+// try offers the worker before the first answer, when the kernel can only tell it to come again.
+func (w *ringWorker) try(fd int) error {
+	err := w.register(fd)
+	if err == nil {
+		err = w.ring.wait()
+	}
+	if err == unix.EAGAIN {
+		return nil
+	}
+	return fmt.Errorf("a command to the FUSE device: %w", err)
+}
+
 // request returns the request in one piece, and where an answer to it can be put. What is long is not copied, but the answer to it is: it is short, but for some ioctl(2).
 func (w *ringWorker) request() (in, out []byte, long bool) {
 	m := w.memory

@@ -105,12 +105,15 @@ func (c *Conn) register(w *ringWorker) error {
 func (c *Conn) enlist() bool {
 	c.leave = make(chan struct{})
 	all, err := queues()
+	if err == nil {
+		err = c.try(all[0])
+	}
 	for _, q := range all {
-		said := c.recruit(q, false)
-		if err = <-said; err != nil {
+		if err != nil {
 			break
 		}
-		q.first = said
+		said := c.recruit(q, false)
+		err, q.first = <-said, said
 	}
 	if err != nil {
 		c.log.Info("fuse: the kernel offers requests over io_uring, which cannot be had", "err", err)
@@ -120,6 +123,21 @@ func (c *Conn) enlist() bool {
 	}
 	c.queues = all
 	return true
+}
+
+// try reports whether the device takes commands, which SELinux for one may forbid: when the kernel waits for workers, it is too late to find that out.
+func (c *Conn) try(q *queue) error {
+	tried := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: with the thread ends the one of the kernel that tries again
+		w, err := newRingWorker(q)
+		if err == nil {
+			err = w.try(c.fd)
+			w.free()
+		}
+		tried <- err
+	}()
+	return <-tried
 }
 
 // dismiss sends the first workers away if serveRings has not been called.
