@@ -1,7 +1,8 @@
 // Package device carries requests between the kernel's FUSE device and whoever answers them.
 //
 // A request costs a program two switches between threads, and the daemon as many, which take longer than most answers. So whoever has answered a
-// request looks for the next one for a moment before it sleeps ([Conn.Serve]).
+// request looks for the next one for a moment before it sleeps ([Conn.Serve]). Where the kernel hands requests over io_uring(7), whoever answers is on the processor of the one who asks, and nobody is
+// woken on another.
 package device
 
 import (
