@@ -103,6 +103,12 @@ func (r *ring) submit(results uintptr) error {
 	return nil
 }
 
+// waiting reports whether the kernel has the command and no result of it. There will be none before the next wait: the kernel gives a worker a request, and writes to its memory, only while it submits a command or waits for its
+// result.
+func (r *ring) waiting() bool {
+	return r.given.Load() == r.taken.Load() && r.seen.Load() == r.finished.Load()
+}
+
 // result returns the result of the command, if there is one.
 func (r *ring) result() (err error, ok bool) {
 	seen := r.seen.Load()

@@ -188,7 +188,7 @@ func (c *Conn) workRing(w *ringWorker) error {
 				return err
 			}
 		}
-		if spare {
+		if spare && w.ring.waiting() { // else the memory may hold the next request already, or the answer still
 			w.clear()
 		}
 		if then != nil {

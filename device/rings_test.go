@@ -292,6 +292,62 @@ func TestPayloads(t *testing.T) {
 	}
 }
 
+// TestMemoryGivenBack has requests wait in the queue of a worker that gives the memory of a large one back: none of theirs is in it.
+func TestMemoryGivenBack(t *testing.T) {
+	s := onRings(t)
+	if s == nil {
+		return
+	}
+	cpu := processor(t)
+	q := s.conn.queues[cpu]
+	var held []<-chan error
+	hold := func() {
+		held = append(held, s.look(cpu, fmt.Sprint("hold", len(held))))
+		within(t, s.held, "a request that is held")
+	}
+	for range roomy + 1 {
+		hold()
+	}
+	deadline := time.Now().Add(patient)
+	for !q.recruiting.CompareAndSwap(false, true) { // no more workers
+		if time.Now().After(deadline) {
+			t.Fatal("a worker never comes")
+		}
+		runtime.Gosched()
+	}
+	for q.free.Load() > 1 {
+		hold()
+	}
+	path, data := filepath.Join(s.dir, "file"), aligned(t, MaxRequest)
+	for range 20 {
+		results := []<-chan error{onProcessor(cpu, func() error {
+			fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			for range 5 {
+				if _, err := unix.Pwrite(fd, data, 0); err != nil {
+					return err
+				}
+			}
+			return nil
+		})}
+		for i := range 30 {
+			results = append(results, s.look(cpu, fmt.Sprint("file", i)))
+		}
+		for i, result := range results {
+			if err := within(t, result, "a request"); err != nil {
+				t.Errorf("request %d: %v", i, err)
+			}
+		}
+	}
+	s.release()
+	for _, result := range held {
+		s.missing(result, "a request that was held")
+	}
+}
+
 // TestBrokenRings has a worker fail while the file system is mounted: nothing is answered as if it had been done.
 func TestBrokenRings(t *testing.T) {
 	s := onRings(t)

@@ -41,7 +41,7 @@ const (
 	link = 3
 )
 
-// A served file system is answered by this process. It has a file and a symbolic link; any other name is looked up in vain, and tells when that is answered: hold… when the test lets it go, stop… when it is
+// A served file system is answered by this process. It has a file, by any name file…, and a symbolic link; any other name is looked up in vain, and tells when that is answered: hold… when the test lets it go, stop… when it is
 // interrupted, then… at once, but something is left to do until the test lets it go, and anything else at once.
 type served struct {
 	t      *testing.T
@@ -181,7 +181,7 @@ func (s *served) handle(in, out [][]byte) (n int, then func()) {
 		return reply(0, 104), nil
 	case opLookup:
 		switch name, _, _ := bytes.Cut(body, []byte{0}); {
-		case string(name) == "file":
+		case bytes.HasPrefix(name, []byte("file")):
 			return reply(0, putEntry(a, file)), nil
 		case string(name) == "link":
 			return reply(0, putEntry(a, link)), nil
