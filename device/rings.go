@@ -163,6 +163,9 @@ func (c *Conn) serveRings() bool {
 	}
 	if err != nil {
 		c.log.Warn("fuse: the kernel takes no workers for requests over io_uring", "err", err)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.busy = nil // those it has taken wait in vain, until the mount is gone
 		return false
 	}
 	c.readRest()

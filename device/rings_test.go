@@ -207,6 +207,13 @@ func TestOneRingRefused(t *testing.T) {
 		if s.overRings() {
 			t.Error("requests come over rings")
 		}
+		s.conn.mu.Lock()
+		for _, w := range s.conn.busy {
+			if w.in == nil {
+				t.Error("a worker that gets no requests counts as one that reads them")
+			}
+		}
+		s.conn.mu.Unlock()
 	}) {
 		return
 	}
