@@ -265,6 +265,10 @@ func offer(t *testing.T, on bool, do func()) bool {
 		t.Log(err)
 		return false
 	}
+	if !mended() {
+		t.Log("this kernel's rings have faults that could bring the machine down")
+		return false
+	}
 	f, err := os.OpenFile(parameter, os.O_RDWR, 0)
 	if err != nil {
 		t.Logf("this kernel has no rings to offer: %v", err)
@@ -393,5 +397,21 @@ func (s *served) missing(result <-chan error, what string) {
 	s.t.Helper()
 	if err := within(s.t, result, what); err != unix.ENOENT {
 		s.t.Errorf("%s: %v", what, err)
+	}
+}
+
+// mended reports whether this kernel's side of io_uring is without the faults with memory that were mended in Linux 6.18.42 and 7.1.6.
+func mended() bool {
+	var u unix.Utsname
+	var major, minor, patch int
+	_ = unix.Uname(&u)
+	_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d.%d", &major, &minor, &patch)
+	switch version := [2]int{major, minor}; version {
+	case [2]int{6, 18}:
+		return patch >= 42
+	case [2]int{7, 1}:
+		return patch >= 6
+	default:
+		return major > 7 || major == 7 && minor > 1
 	}
 }
