@@ -232,7 +232,8 @@ func (c *Conn) tooFew(err error) {
 // answerRing has the request of a worker answered. It returns what can be done then, and whether much of the worker's memory was used.
 func (c *Conn) answerRing(w *ringWorker) (then func(), large bool) {
 	in, out, long := w.request()
-	large = len(in) >= much || readsMuch(in)
+	reads := readsMuch(in)
+	large = reads || len(in) >= much
 	unique, code, n, errno := *uint64At(in, 8), *uint32At(in, 4), 0, unix.EIO
 	w.unique.Store(unique)
 	defer w.unique.Store(0)
@@ -240,7 +241,7 @@ func (c *Conn) answerRing(w *ringWorker) (then func(), large bool) {
 	case code == opNotifyReply: // see ask
 		errno = 0
 	case c.ended.Load(): // end may have been here before, and would not interrupt it
-	case readsMuch(in) && runtime.NumCPU() > 1 && w.hasLane():
+	case reads && runtime.NumCPU() > 1 && w.hasLane():
 		// Who reads ahead goes on meanwhile, and needs this one.
 		w.lane.perform(func() { n, then = c.handle([][]byte{in}, [][]byte{out}) })
 	default:
