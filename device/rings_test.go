@@ -91,10 +91,7 @@ func TestCrowdOverRings(t *testing.T) {
 		}
 		within(t, s.held, "a request that is held")
 	}
-	s.release()
-	for _, result := range held {
-		s.missing(result, "a request that was held")
-	}
+	s.missingHeld(held)
 }
 
 // TestInterruptOverRings has a program interrupted that waits for an answer.
@@ -175,11 +172,11 @@ func TestRingsRefused(t *testing.T) {
 		}
 	}
 	if !offer(t, true, func() {
-		s = mount(t, nil, func() { setParameter(t, "N") })
+		s = mount(t, nil, func() { setOffer(t, "N") })
 		reads("taken back at once")
-		setParameter(t, "Y")
+		setOffer(t, "Y")
 		s = mount(t, nil, nil)
-		setParameter(t, "N")
+		setOffer(t, "N")
 		s.serve()
 		if !s.kernel.Rings || !s.overRings() {
 			t.Error("taken back too late: requests do not come over rings")
@@ -349,10 +346,7 @@ func TestMemoryGivenBack(t *testing.T) {
 			}
 		}
 	}
-	s.release()
-	for _, result := range held {
-		s.missing(result, "a request that was held")
-	}
+	s.missingHeld(held)
 }
 
 // TestBrokenRings has a worker fail while the file system is mounted: nothing is answered as if it had been done.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/device/devicetest"
 )
 
 // What the kernel asks.
@@ -256,8 +258,6 @@ func putEntry(b []byte, node uint64) (size int) {
 // patient is how long is waited for what must come.
 const patient = 2 * time.Minute
 
-const parameter = "/sys/module/fuse/parameters/enable_uring"
-
 // offer has the kernel offer rings, or not, while something is done. It reports whether this kernel can, and whether we may use all processors. Other tests do likewise, one at a time.
 func offer(t *testing.T, on bool, do func()) bool {
 	t.Helper()
@@ -265,11 +265,11 @@ func offer(t *testing.T, on bool, do func()) bool {
 		t.Log(err)
 		return false
 	}
-	if !mended() {
+	if !devicetest.Mended() {
 		t.Log("this kernel's rings have faults that could bring the machine down")
 		return false
 	}
-	f, err := os.OpenFile(parameter, os.O_RDWR, 0)
+	f, err := os.OpenFile(devicetest.Setting, os.O_RDWR, 0)
 	if err != nil {
 		t.Logf("this kernel has no rings to offer: %v", err)
 		return false
@@ -295,14 +295,14 @@ func offer(t *testing.T, on bool, do func()) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer setParameter(t, strings.TrimSpace(string(was)))
-	setParameter(t, map[bool]string{true: "Y", false: "N"}[on])
+	defer setOffer(t, strings.TrimSpace(string(was)))
+	setOffer(t, map[bool]string{true: "Y", false: "N"}[on])
 	do()
 	return true
 }
 
-func setParameter(t *testing.T, value string) {
-	if err := os.WriteFile(parameter, []byte(value), 0); err != nil {
+func setOffer(t *testing.T, value string) {
+	if err := os.WriteFile(devicetest.Setting, []byte(value), 0); err != nil {
 		t.Errorf("the kernel does not take %s: %v", value, err)
 	}
 }
@@ -392,26 +392,19 @@ func (s *served) overRings() bool {
 	return read == 0
 }
 
+// missingHeld lets go what is held, and waits for the end of those lookups.
+func (s *served) missingHeld(held []<-chan error) {
+	s.t.Helper()
+	s.release()
+	for _, result := range held {
+		s.missing(result, "a request that was held")
+	}
+}
+
 // missing waits for the end of a lookup in vain.
 func (s *served) missing(result <-chan error, what string) {
 	s.t.Helper()
 	if err := within(s.t, result, what); err != unix.ENOENT {
 		s.t.Errorf("%s: %v", what, err)
-	}
-}
-
-// mended reports whether this kernel's side of io_uring is without the faults with memory that were mended in Linux 6.18.42 and 7.1.6.
-func mended() bool {
-	var u unix.Utsname
-	var major, minor, patch int
-	_ = unix.Uname(&u)
-	_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d.%d", &major, &minor, &patch)
-	switch version := [2]int{major, minor}; version {
-	case [2]int{6, 18}:
-		return patch >= 42
-	case [2]int{7, 1}:
-		return patch >= 6
-	default:
-		return major > 7 || major == 7 && minor > 1
 	}
 }

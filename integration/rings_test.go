@@ -16,14 +16,12 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/device/devicetest"
 )
 
-const (
-	// ringsVariable, set to "other", has tests run with requests coming the other way than the machine has it, see [runTheOtherWay]; set to "set", that this is so.
-	ringsVariable = "KMSFS_TEST_RINGS"
-	// ringsSetting is Y while the kernel offers requests over io_uring(7). It is the whole machine's.
-	ringsSetting = "/sys/module/fuse/parameters/enable_uring"
-)
+// ringsVariable, set to "other", has tests run with requests coming the other way than the machine has it, see [runTheOtherWay]; set to "set", that this is so.
+const ringsVariable = "KMSFS_TEST_RINGS"
 
 // dependOnRings are the tests that depend most on how requests come: those of many programs at once, of long requests, of interrupts, and of the end of a mount.
 func dependOnRings() []func(*testing.T) {
@@ -39,11 +37,11 @@ func dependOnRings() []func(*testing.T) {
 // runTheOtherWay changes the machine's setting, runs the tests of dependOnRings, or those that -run names, and returns their exit code. They run in a child, so that the setting is put back
 // whatever becomes of them.
 func runTheOtherWay() int {
-	if !mended() {
+	if !devicetest.Mended() {
 		fmt.Println("requests come in one way only here: this kernel's rings have faults that could bring the machine down")
 		return 0
 	}
-	f, err := os.OpenFile(ringsSetting, os.O_RDWR, 0)
+	f, err := os.OpenFile(devicetest.Setting, os.O_RDWR, 0)
 	if err != nil {
 		fmt.Println("requests come in one way only here:", err)
 		return 0
@@ -51,7 +49,7 @@ func runTheOtherWay() int {
 	defer f.Close()
 	// Who does the same meanwhile waits, and finds the setting as it was.
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		fmt.Fprintf(os.Stderr, "lock %s: %v\n", ringsSetting, err)
+		fmt.Fprintf(os.Stderr, "lock %s: %v\n", devicetest.Setting, err)
 		return 1
 	}
 	before, other := "N", "Y"
@@ -90,7 +88,7 @@ func runTheOtherWay() int {
 
 // ringsSet reports whether the setting is Y.
 func ringsSet() bool {
-	b, _ := os.ReadFile(ringsSetting)
+	b, _ := os.ReadFile(devicetest.Setting)
 	return strings.TrimSpace(string(b)) == "Y"
 }
 
@@ -110,7 +108,7 @@ func ringsWork() bool {
 
 // TestRings mounts with and without the options that say how requests are to come.
 func TestRings(t *testing.T) {
-	f, err := os.Open(ringsSetting)
+	f, err := os.Open(devicetest.Setting)
 	if err == nil {
 		defer f.Close()
 		if os.Getenv(ringsVariable) == "" {
@@ -135,21 +133,5 @@ func TestRings(t *testing.T) {
 			t.Errorf("-o %s: %q", options, got)
 		}
 		v.umount(t)
-	}
-}
-
-// mended reports whether this kernel's side of io_uring is without the faults with memory that were mended in Linux 6.18.42 and 7.1.6.
-func mended() bool {
-	var u unix.Utsname
-	var major, minor, patch int
-	_ = unix.Uname(&u)
-	_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d.%d", &major, &minor, &patch)
-	switch version := [2]int{major, minor}; version {
-	case [2]int{6, 18}:
-		return patch >= 42
-	case [2]int{7, 1}:
-		return patch >= 6
-	default:
-		return major > 7 || major == 7 && minor > 1
 	}
 }
