@@ -4,25 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/kmsfs/kmsfs/device/devicetest"
 )
 
 // compare prints every row on every system. Where the kernel can offer requests over io_uring(7), kmsfs is measured with them and without.
 func (b *bench) compare(ctx context.Context) (err error) {
-	restore, rings, err := offerRings()
-	if err != nil {
-		return err
-	}
+	restore, rings := offerRings()
 	defer func() { err = errors.Join(err, restore()) }()
 	ours, peers := []system{b.volume("kmsfs", "", "-o no_io_uring")}, []system(nil)
 	if rings {
 		ours = append(ours, b.volume("kmsfs, io_uring", "", "-o io_uring"))
 	} else {
-		note("this kernel does not offer requests over io_uring")
+		note("requests over io_uring are not measured: this kernel does not offer them to us, or has faults there")
 	}
 	if !b.check {
 		if peers, err = b.peers(ctx); err != nil {
@@ -75,15 +73,11 @@ func (r results) measure(ctx context.Context, d *disk, s system, rows []row, l l
 	return m.remove(ctx)
 }
 
-// offerRings has the kernel offer requests over io_uring(7) to who mounts from now on, until restore is called. ok is false where it cannot.
-func offerRings() (restore func() error, ok bool, err error) {
-	const parameter = "/sys/module/fuse/parameters/enable_uring"
-	was, err := os.ReadFile(parameter)
-	if errors.Is(err, fs.ErrNotExist) {
-		return func() error { return nil }, false, nil
-	} else if err != nil {
-		return nil, false, err
+// offerRings has the kernel offer requests over io_uring(7) to who mounts from now on, until restore is called. ok is false where it cannot, where we may not change that, or where it had better not.
+func offerRings() (restore func() error, ok bool) {
+	was, err := os.ReadFile(devicetest.Setting)
+	if err != nil || !devicetest.Mended() || os.WriteFile(devicetest.Setting, []byte("Y"), 0) != nil {
+		return func() error { return nil }, false
 	}
-	restore = func() error { return os.WriteFile(parameter, was, 0) }
-	return restore, true, os.WriteFile(parameter, []byte("Y"), 0)
+	return func() error { return os.WriteFile(devicetest.Setting, was, 0) }, true
 }
